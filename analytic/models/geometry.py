@@ -1,0 +1,91 @@
+"""What a config says of the run: the token mixers and feed-forwards of each layer, in the field's own terms.
+
+Weights come from the tensor inventory; only caches and activations are computed from these.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """Softmax attention (MHA, GQA, MQA) with a key/value cache."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    """Size of a query or key head; not always hidden_size / heads."""
+    v_head_dim: int
+    window_tokens: int | None = None
+    """Sliding window (``chunked`` False) or chunk size (``chunked`` True); None attends to everything."""
+    chunked: bool = False
+    rotary: bool = True
+    """Whether queries and keys are rotated (positional temporaries exist)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek V2/V3, Kimi K2)."""
+
+    heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recurrent:
+    """A mixer whose state does not grow with the context (Mamba, Mamba 2, gated delta net)."""
+
+    kind: str
+    conv_channels: int
+    conv_kernel: int
+    state_elements: int
+    """Elements of the recurrent state of one sequence."""
+    inner_size: int
+    """Width of the mixer's own hidden stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedForward:
+    """A dense feed-forward."""
+
+    intermediate_size: int
+    gated: bool = True
+    fused: bool = False
+    """Gate and up in one projection."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureOfExperts:
+    """Routed experts, with or without shared ones."""
+
+    experts: int
+    experts_per_token: int
+    intermediate_size: int
+    shared_intermediate_size: int = 0
+    gated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One decoder layer; None where the layer lacks that half (hybrid models)."""
+
+    mixer: Attention | LatentAttention | Recurrent | None
+    feed_forward: FeedForward | MixtureOfExperts | None
+    parallel: bool = False
+    """Attention and feed-forward read the same input (Falcon, Phi)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """What the caches and the activations of a decoder-only model follow from."""
+
+    model_type: str
+    """The text model's ``model_type`` as in config.json."""
+    hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int | None
+    """The advertised maximum context; never assumed as the workload."""
+    layers: tuple[Layer, ...]
