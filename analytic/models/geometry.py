@@ -3,7 +3,8 @@
 Weights come from the tensor inventory; only caches and activations are computed from these.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,8 @@ class Attention:
     chunked: bool = False
     rotary: bool = True
     """Whether queries and keys are rotated (positional temporaries exist)."""
+    cached_heads: int | None = None
+    """Heads that transformers caches where they are not ``kv_heads``: Falcon's new decoder expands keys before it caches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +42,15 @@ class Recurrent:
     """A mixer whose state does not grow with the context (Mamba, Mamba 2, gated delta net)."""
 
     kind: str
+    """``mamba``, ``mamba2``, ``gated_delta_net``, ``lightning`` or ``short_conv``."""
     conv_channels: int
+    """Channels of the causal convolution; 0 without one."""
     conv_kernel: int
+    """Tokens that the convolution's state holds; 0 without one."""
     state_elements: int
-    """Elements of the recurrent state of one sequence."""
+    """Elements of the recurrent state of one sequence; 0 without one."""
+    state_itemsize: int | None
+    """Bytes of an element of the recurrent state; None stores it in the dtype of the run."""
     inner_size: int
     """Width of the mixer's own hidden stream."""
 
@@ -76,6 +84,8 @@ class Layer:
     feed_forward: FeedForward | MixtureOfExperts | None
     parallel: bool = False
     """Attention and feed-forward read the same input (Falcon, Phi)."""
+    recurrent: Recurrent | None = None
+    """A recurrent mixer beside the attention of the same layer (Falcon H1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,3 +99,8 @@ class Geometry:
     max_position_embeddings: int | None
     """The advertised maximum context; never assumed as the workload."""
     layers: tuple[Layer, ...]
+    groups: tuple[tuple[Layer, int], ...] = field(init=False, repr=False, compare=False)
+    """Each distinct layer with its count, in order of first appearance."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(Counter(self.layers).items()))

@@ -1,0 +1,180 @@
+"""What each family of transformers' modelling code holds at its peaks: rows of small integers, derived by reading and measuring.
+
+A :class:`Need` counts multiples of a layer's sizes that are live together. ``before_attention`` and ``before_ff`` are the
+residual streams ([B,S,H] tensors) that callers' frames keep: Llama's layer input and normed input, then also the
+residual in the middle. ``embeds`` are kept by the model's own frame for the whole forward.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """Multiples of sizes live at one moment; per query token unless said otherwise. e is the model dtype's itemsize."""
+
+    h: int = 0
+    """hidden_size x e."""
+    h32: int = 0
+    """hidden_size x 4."""
+    i: int = 0
+    """intermediate_size x e."""
+    i32: int = 0
+    """intermediate_size x 4."""
+    i_bool: int = 0
+    """intermediate_size bytes."""
+    q: int = 0
+    """heads x head_dim x e."""
+    k: int = 0
+    """kv_heads x head_dim x e."""
+    v: int = 0
+    """kv_heads x v_head_dim x e."""
+    o: int = 0
+    """heads x v_head_dim x e."""
+    q_rot: int = 0
+    """The rotated part of a query x e."""
+    k_rot: int = 0
+    """The rotated part of a key x e."""
+    q32: int = 0
+    """Queries in fp32."""
+    q_cast: int = 0
+    """An fp32 copy of the queries: nothing where the model is fp32."""
+    k32: int = 0
+    """Keys in fp32."""
+    k_cast: int = 0
+    """An fp32 copy of the keys: nothing where the model is fp32."""
+    w: int = 0
+    """Attention scores or weights, heads x context x e."""
+    w32: int = 0
+    """Attention scores in fp32."""
+    w_cast: int = 0
+    """An fp32 copy of the scores: nothing where the model is fp32."""
+    lse: int = 0
+    """A fused kernel's logsumexp: heads x 4."""
+    new_v: int = 0
+    """The values of the whole context, concatenated and not yet in the cache."""
+    repeated: int = 0
+    """Keys and values of the whole context, repeated to all heads (grouped queries only)."""
+    mask: int = 0
+    """Query x context x e, a boolean mask made additive."""
+
+    def __add__(self, other: "Need") -> "Need":
+        return Need(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """How one family's code differs from Llama's (the defaults)."""
+
+    embeds: int = 1
+    """[B,S,H] tensors that the model's forward holds throughout (token and position embeddings)."""
+    before_attention: int = 2
+    """Residual streams beside them during attention."""
+    before_ff: int = 3
+    """Residual streams beside them during the feed-forward."""
+    first_layer_reuses: int = 1
+    """Streams of the first layer that are the embeddings themselves."""
+    ff: Need = Need(i=3)
+    """A dense feed-forward at its widest line."""
+    attention: tuple[Need, ...] = ()
+    """Projections and rotation, until the keys and values are cached."""
+    kept: Need = Need(q=1)
+    """What attention holds around its kernel beside keys, values and output."""
+    kernel: Need = Need(o=1, lse=1)
+    """A fused kernel's outputs."""
+    output: Need = Need(o=1, h=1)
+    """The output projection."""
+    eager: Need = Need(w=1, w_cast=1, w32=1)
+    """Eager attention at its widest line, beside ``kept``, the mask and repeated keys and values."""
+    eager_repeats: bool = True
+    """Whether eager attention repeats keys and values to all heads (else it broadcasts)."""
+    eager_held: int = 1
+    """Attention weights [B,h,S,L] that eager attention leaves alive during the feed-forward."""
+    norm: Need = Need(h32=2)
+    """Temporaries of a norm over the residual stream."""
+    before_norm: int = 2
+    """Residual streams beside the embeddings in the norm before the feed-forward."""
+    rope_tables: int = 2
+    """cos and sin (of each rotary embedding)."""
+    rope_itemsize: int | None = None
+    """Bytes an element of these tables; None is the model's dtype."""
+    rope_fraction: float = 1.0
+    """Share of a head that is rotated (the family's usual value)."""
+    sdpa: bool = True
+    """Whether the family can use fused attention; else it runs eager."""
+    sdpa_math: bool = False
+    """Whether its fused call falls back to the math kernel under multi-query attention."""
+    logits: int = 1
+    """Copies of [B,V] in the model's dtype as the logits are scaled or capped."""
+    router32: bool = False
+    """Whether routing weights are fp32, which makes the experts' weighted outputs fp32."""
+    expert: Need = Need(i=4)
+    """Between the experts' two projections, beside their input (i is one expert's width): gate and up, act, product."""
+    expert_bias: bool = False
+    """Whether experts have biases, gathered for every pair of token and expert."""
+    shared_first: int = 0
+    """[B,S,H] tensors that shared experts leave alive while the routed ones run."""
+    tolerance_fraction: float = 0.03
+    """Largest error against traces of real runs (tests/test_activations.py)."""
+
+
+ROTATE = (Need(q=4, k=1, v=1), Need(q=2, k=4, v=1), Need(q=1, k=1, v=1, new_v=1))
+"""Separate projections, all of a head rotated: q rotates beside q, k, v; then k; then values are cached."""
+ROTATE32 = (Need(q=1, k=1, v=1, q32=3), Need(q=2, k=1, v=1, k32=3), Need(q=1, k=1, v=1, new_v=1))
+"""As ROTATE with fp32 tables, so that the products are fp32."""
+QK_NORM = (Need(q=1, q32=1, q_cast=1, lse=2), Need(q=1, k=1, k32=1, k_cast=1))
+"""RMS norms of each head of q and k, before they are rotated."""
+PARTIAL = (Need(q=2, k=2, v=1, q_rot=1, k_rot=1, new_v=1),)
+"""Only part of a head rotated: projections stay alive as views of the other part."""
+PLAIN = (Need(q=1, k=1, v=1, new_v=1),)
+"""No rotation."""
+FUSED = (Need(q=2, k=2, v=1, new_v=1),)
+"""One q, k, v projection that its views keep alive, beside rotated queries and keys."""
+
+GELU = Need(i=2)
+"""One projection and its activation."""
+GELU_NEW = Need(i=4)
+"""activations.py NewGELU: its input and three products."""
+
+LLAMA = Family(attention=ROTATE)
+MOE = replace(LLAMA)
+LAYER_NORM = Need(h=1)
+GLM = replace(LLAMA, ff=Need(i=4), attention=PARTIAL, kept=Need(q=2, k=1, q_rot=1), kernel=Need(o=2, lse=1), rope_fraction=0.5)
+PHI = replace(
+    LLAMA, ff=GELU_NEW, attention=PARTIAL, kept=Need(q=2, k=1, q_rot=1), kernel=Need(o=2), rope_fraction=0.5, norm=LAYER_NORM
+)
+GPT2 = Family(
+    embeds=2, first_layer_reuses=0, ff=GELU_NEW, attention=PLAIN, kept=Need(q=1, k=1, v=1), rope_tables=0,
+    norm=LAYER_NORM, eager=Need(w=2), before_ff=4,
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": LLAMA, "qwen2": LLAMA, "mistral": LLAMA, "smollm3": LLAMA, "hunyuan_v1_dense": LLAMA, "seed_oss": LLAMA,
+    "gemma": LLAMA, "arcee": LLAMA, "lfm2": LLAMA, "granite": replace(LLAMA, logits=2),
+    "gemma2": replace(LLAMA, sdpa=False, logits=3),
+    "gemma3_text": replace(LLAMA, attention=QK_NORM + ROTATE, rope_tables=4),
+    "qwen3": replace(LLAMA, attention=QK_NORM + ROTATE),
+    "starcoder2": replace(LLAMA, ff=GELU, norm=LAYER_NORM),
+    "nemotron": replace(LLAMA, ff=Need(i=3), attention=PARTIAL, norm=LAYER_NORM, rope_fraction=0.5),
+    "olmo": replace(LLAMA, attention=ROTATE32, rope_itemsize=4),
+    "olmo2": replace(LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2),
+    "olmo3": replace(LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2),
+    "cohere": replace(LLAMA, logits=2, attention=(*ROTATE32, Need(q=1, k=1, v=1, q32=3, q_cast=1, k_cast=1))),
+    "ernie4_5": replace(LLAMA, attention=ROTATE32, rope_itemsize=4),
+    "apertus": replace(LLAMA, ff=Need(i=5, i_bool=1)),
+    "phi3": replace(LLAMA, ff=Need(i=4)),
+    "phi": PHI,
+    "glm": GLM, "glm4": GLM,
+    "stablelm": replace(PHI, ff=Need(i=3), rope_fraction=0.25),
+    "gpt2": GPT2,
+    "gpt_bigcode": replace(GPT2, ff=GELU),
+    "opt": replace(GPT2, ff=GELU, kept=Need(q=1), before_ff=2, eager=Need(w=1, w_cast=1, w32=1)),
+    "gpt_neox": Family(ff=GELU, attention=FUSED, kept=Need(q=2, k=1, v=1), kernel=Need(o=2, lse=1), norm=LAYER_NORM),
+    "mixtral": MOE, "olmoe": replace(MOE, attention=QK_NORM + ROTATE),
+    "qwen3_moe": replace(MOE, attention=QK_NORM + ROTATE),
+    "qwen2_moe": replace(MOE, shared_first=1),
+    "granitemoe": replace(MOE, logits=2),
+    "deepseek_v2": replace(MOE), "deepseek_v3": replace(MOE, router32=True),
+    "glm4_moe": replace(GLM, router32=True, ff=Need(i=3)),
+    "minimax_m2": replace(MOE, router32=True),
+    "gpt_oss": replace(MOE, sdpa=False, expert=Need(i=9), expert_bias=True),
+}

@@ -1,0 +1,359 @@
+"""Peak transient ("activation") bytes of transformers' prefill and decode, as closed forms.
+
+Every form is a *moment*: what is live together at one line of the modelling code, as multiples of a layer's sizes
+(:class:`Need`). A family's row says how its code differs from Llama's; the peak is the largest moment. The scope is
+``generate()`` of one batch on one GPU under ``no_grad``, with a dynamic cache, ``logits_to_keep=1`` and greedy tokens:
+all live tensor storages, without the weights and without the cache as stored at that moment.
+
+Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``, ``masking_utils.py``,
+``cache_utils.py``, ``generation/utils.py``) and held to real runs by ``tests/test_activations.py``. CUDA differs from
+those CPU runs in the attention kernel: flash, memory-efficient and cuDNN attention return the output and at most one
+fp32 logsumexp a query and head, no scores. ``sdpa`` means transformers' default: a family without it runs eager.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from analytic.engines.activation_families import FAMILIES, Family, Need
+from analytic.errors import UllageError
+from analytic.models.geometry import (
+    Attention,
+    FeedForward,
+    Geometry,
+    LatentAttention,
+    Layer,
+    MixtureOfExperts,
+    Recurrent,
+)
+
+AttentionName = Literal["sdpa", "eager"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """The largest moment of a forward."""
+
+    bytes: int
+    """Live bytes at the peak, as a trace of the run counts them."""
+    low_bytes: int
+    high_bytes: int
+    moment: str
+    """Where: ``attention``, ``norm``, ``mlp``, ``experts``, ``mixer`` or ``logits``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Live bytes as a linear form in batch B, query tokens q and context L."""
+
+    tokens: int = 0
+    """Bytes x B·q."""
+    context: int = 0
+    """Bytes x B·L."""
+    pairs: int = 0
+    """Bytes x B·q·L."""
+    shared: int = 0
+    """Bytes x q·L, a mask that all sequences share."""
+    rows: int = 0
+    """Bytes x B."""
+
+    def __add__(self, other: "_Form") -> "_Form":
+        return _Form(
+            self.tokens + other.tokens,
+            self.context + other.context,
+            self.pairs + other.pairs,
+            self.shared + other.shared,
+            self.rows + other.rows,
+        )
+
+    def bytes(self, batch: int, queries: int, context: int) -> int:
+        """The form's value; a decode step has one query token."""
+        per_row = queries * (self.tokens + context * self.pairs) + context * self.context + self.rows
+        return batch * per_row + queries * context * self.shared
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    name: str
+    held: _Form
+    """What does not shrink with a sliding window: the ids, the masks of full layers, the streams."""
+    inside: _Form
+    window_tokens: int | None
+    spread_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What besides the geometry decides the moments."""
+
+    itemsize: int
+    eager: bool
+    padded: bool
+    windowed: bool
+    """The context reaches a sliding window, so that windowed layers need a mask."""
+    decode: bool
+
+
+def prefill_peak(
+    geometry: Geometry,
+    *,
+    batch_size: int,
+    prompt_tokens: int,
+    itemsize: int,
+    attention: AttentionName,
+    padded: bool = False,
+) -> Peak:
+    """Peak of the prompt's forward and the first token's choice: ``prompt_tokens`` queries a sequence."""
+    run = _run(geometry, itemsize, attention, padded, prompt_tokens, decode=False)
+    return _peak(_compiled(geometry, run), batch_size, prompt_tokens, prompt_tokens)
+
+
+def decode_peak(
+    geometry: Geometry,
+    *,
+    batch_size: int,
+    context_tokens: int,
+    itemsize: int,
+    attention: AttentionName,
+    padded: bool = False,
+) -> Peak:
+    """Peak of one decode step whose attention sees ``context_tokens``, the new token included."""
+    run = _run(geometry, itemsize, attention, padded, context_tokens, decode=True)
+    return _peak(_compiled(geometry, run), batch_size, 1, context_tokens)
+
+
+def _peak(moments: tuple[_Moment, ...], batch: int, queries: int, context: int) -> Peak:
+    most, spread, name = 0, 0.0, ""
+    for moment in moments:
+        seen = context
+        if moment.window_tokens is not None and queries == 1:
+            seen = min(context, moment.window_tokens)
+        size = moment.held.bytes(batch, queries, context) + moment.inside.bytes(batch, queries, seen)
+        if size > most:
+            most, spread, name = size, moment.spread_fraction, moment.name
+    margin = int(most * spread)
+    return Peak(bytes=most, low_bytes=most - margin, high_bytes=most + margin, moment=name)
+
+
+def _family(geometry: Geometry) -> Family:
+    try:
+        return FAMILIES[geometry.model_type]
+    except KeyError:
+        raise UllageError(
+            f"no activation model for model_type {geometry.model_type!r}",
+            hint="profile it on the virtual GPU, or add a row to analytic/engines/activation_families.py",
+        ) from None
+
+
+def _run(geometry: Geometry, itemsize: int, attention: AttentionName, padded: bool, context: int, decode: bool) -> _Run:
+    windows = _facts(geometry)
+    windowed = bool(windows) and context >= min(windows)
+    eager = attention == "eager" or not _family(geometry).sdpa
+    return _Run(itemsize, eager, padded, windowed, decode)
+
+
+_FACTS: dict[int, tuple[Geometry, tuple[int, ...], dict[_Run, tuple[_Moment, ...]]]] = {}
+"""By identity, as hashing a geometry of many layers costs more than evaluating its forms."""
+
+
+def _facts(geometry: Geometry) -> tuple[int, ...]:
+    return _remembered(geometry)[1]
+
+
+def _remembered(geometry: Geometry) -> tuple[Geometry, tuple[int, ...], dict[_Run, tuple[_Moment, ...]]]:
+    entry = _FACTS.get(id(geometry))
+    if entry is None:
+        if len(_FACTS) >= 256:
+            _FACTS.clear()
+        windows = {m.window_tokens for layer in geometry.layers if isinstance(m := layer.mixer, Attention)}
+        entry = _FACTS[id(geometry)] = (geometry, tuple(w for w in windows if w is not None), {})
+    return entry
+
+
+def _compiled(geometry: Geometry, run: _Run) -> tuple[_Moment, ...]:
+    known = _remembered(geometry)[2]
+    if run not in known:
+        known[run] = tuple(_moments(geometry, run))
+    return known[run]
+
+
+def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
+    """Every moment of every kind of layer, then the logits."""
+    family = _family(geometry)
+    kinds = dict.fromkeys((layer, index == 0) for index, layer in enumerate(geometry.layers))
+    for layer, first in kinds:
+        yield from _layer_moments(geometry, family, run, layer, first)
+    for form in _logits(geometry, family, run):
+        yield _Moment("logits", form, _Form(), None, family.tolerance_fraction)
+
+
+def _layer_moments(
+    geometry: Geometry, family: Family, run: _Run, layer: Layer, first: bool
+) -> Iterator[_Moment]:
+    stream = geometry.hidden_size * run.itemsize
+    embeds = family.embeds - (family.first_layer_reuses if first else 0)
+    around = _held(geometry, family, run)
+    window = layer.mixer.window_tokens if isinstance(layer.mixer, Attention) else None
+
+    def moment(name: str, streams: int, inside: _Form) -> _Moment:
+        held = around + _Form(tokens=(embeds + streams) * stream)
+        return _Moment(name, held, inside, window, family.tolerance_fraction)
+
+    norm = _Form(tokens=_per_token(family.norm, _sizes(geometry, layer, family, run)))
+    yield moment("norm", family.before_norm, norm)
+    for form in _mixer(geometry, family, run, layer):
+        yield moment("attention", family.before_attention, form)
+    weights = _weights_held(family, run, layer)
+    for name, form in _feed_forward(geometry, family, run, layer):
+        yield moment(name, family.before_ff, form + weights)
+
+
+def _held(geometry: Geometry, family: Family, run: _Run) -> _Form:
+    """Ids and masks of ``generate``, the rotary tables and the attention masks: alive through all layers."""
+    rotary = [m.head_dim for layer in geometry.layers if isinstance(m := layer.mixer, Attention) and m.rotary]
+    latent = [m.qk_rope_head_dim for layer in geometry.layers if isinstance(m := layer.mixer, LatentAttention)]
+    rotated = int(max(rotary, default=0) * family.rope_fraction) or max(latent, default=0)
+    tables = family.rope_tables * rotated * (family.rope_itemsize or run.itemsize)
+    return _ids(geometry, run) + _Form(tokens=tables) + _masks(geometry, run)
+
+
+def _ids(geometry: Geometry, run: _Run) -> _Form:
+    """Int64 ids, padding masks and positions (generation/utils.py); a decode step also keeps the last fp32 logits."""
+    if run.decode:
+        return _Form(context=8 * (5 + run.padded), rows=4 * geometry.vocab_size)
+    return _Form(tokens=8 * 4)
+
+
+def _masks(geometry: Geometry, run: _Run) -> _Form:
+    """4-D masks (masking_utils.py): model dtype for eager, boolean for sdpa where is_causal does not suffice."""
+    softmax = [layer.mixer for layer in geometry.layers if isinstance(layer.mixer, (Attention, LatentAttention))]
+    windows = {mixer.window_tokens if isinstance(mixer, Attention) else None for mixer in softmax}
+    if run.eager:
+        return _Form(pairs=run.itemsize * len(windows))
+    if run.padded:
+        return _Form(pairs=len(windows))
+    if run.windowed:
+        return _Form(shared=sum(window is not None for window in windows))
+    return _Form()
+
+
+def _sizes(geometry: Geometry, layer: Layer, family: Family, run: _Run) -> dict[str, int]:
+    """Bytes a query token of each of :class:`Need`'s per-token fields."""
+    e, cast = run.itemsize, 0 if run.itemsize == 4 else 4
+    hidden = geometry.hidden_size
+    sizes = {"h": hidden * e, "h32": hidden * 4}
+    if isinstance(layer.mixer, Attention):
+        mixer = layer.mixer
+        q, k, v = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim, mixer.kv_heads * mixer.v_head_dim
+        sizes |= {"q": q * e, "q32": q * 4, "q_cast": q * cast, "q_rot": int(q * family.rope_fraction) * e}
+        sizes |= {"k": k * e, "k32": k * 4, "k_cast": k * cast, "k_rot": int(k * family.rope_fraction) * e}
+        sizes |= {"v": v * e, "o": mixer.heads * mixer.v_head_dim * e, "lse": mixer.heads * 4}
+    return sizes
+
+
+def _per_token(need: Need, sizes: dict[str, int]) -> int:
+    return sum(getattr(need, name) * size for name, size in sizes.items())
+
+
+def _mixer(geometry: Geometry, family: Family, run: _Run, layer: Layer) -> Iterator[_Form]:
+    if isinstance(layer.mixer, Attention):
+        yield from _attention(geometry, family, run, layer, layer.mixer)
+    elif isinstance(layer.mixer, LatentAttention):
+        yield from _latent_attention(geometry, run, layer.mixer)
+
+
+def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixer: Attention) -> Iterator[_Form]:
+    sizes = _sizes(geometry, layer, family, run)
+    values = mixer.kv_heads * mixer.v_head_dim * run.itemsize
+    for need in family.attention:
+        yield _Form(tokens=_per_token(need, sizes), context=need.new_v * values)
+    grouped = mixer.heads != mixer.kv_heads
+    repeated = mixer.heads * (mixer.head_dim + mixer.v_head_dim) * run.itemsize * grouped
+    kept = _Form(tokens=_per_token(family.kept, sizes))
+    if run.eager:
+        yield kept + _scores(family.eager, mixer.heads, run) + _Form(context=repeated * family.eager_repeats)
+    else:
+        yield kept + _Form(tokens=_per_token(family.kernel, sizes)) + _sdpa_mask(run, repeated, mixer.window_tokens)
+    yield kept + _Form(tokens=_per_token(family.output, sizes)) + _Form(pairs=_held_weights(family, run, mixer.heads))
+
+
+def _scores(need: Need, heads: int, run: _Run) -> _Form:
+    """Eager scores: B·heads·q·L of each dtype (bf16 softmax in fp32: 2 + 4 + 4 bytes)."""
+    cast = 0 if run.itemsize == 4 else 4
+    return _Form(pairs=heads * (need.w * run.itemsize + need.w32 * 4 + need.w_cast * cast))
+
+
+def _sdpa_mask(run: _Run, repeated: int, window_tokens: int | None) -> _Form:
+    """With a boolean mask: its additive copy, and in prefill K and V for all heads (sdpa_attention.py)."""
+    masked = run.padded or (window_tokens is not None and run.windowed)
+    if not masked:
+        return _Form()
+    copies = 0 if run.decode else repeated
+    if run.padded:
+        return _Form(pairs=run.itemsize, context=copies)
+    return _Form(shared=run.itemsize, context=copies)
+
+
+def _held_weights(family: Family, run: _Run, heads: int) -> int:
+    return family.eager_held * heads * run.itemsize if run.eager else 0
+
+
+def _weights_held(family: Family, run: _Run, layer: Layer) -> _Form:
+    """Attention weights that the layer's frame keeps in a variable it does not use."""
+    mixer = layer.mixer
+    heads = mixer.heads if isinstance(mixer, (Attention, LatentAttention)) else 0
+    return _Form(pairs=_held_weights(family, run, heads))
+
+
+def _latent_attention(geometry: Geometry, run: _Run, mixer: LatentAttention) -> Iterator[_Form]:
+    """DeepSeek's: queries thrice, the expanded latent and the keys over the whole context (expand_kv)."""
+    e = run.itemsize
+    queries = mixer.heads * (mixer.qk_nope_head_dim + mixer.qk_rope_head_dim) * e
+    expanded = mixer.heads * (mixer.qk_nope_head_dim + mixer.v_head_dim) * e
+    latent = (mixer.kv_lora_rank + mixer.qk_rope_head_dim) * e
+    rotated = mixer.heads * mixer.qk_rope_head_dim * e
+    kept = _Form(tokens=2 * queries + latent + rotated, context=queries + expanded)
+    output = mixer.heads * mixer.v_head_dim * e
+    if run.eager:
+        yield kept + _scores(Need(w=1, w_cast=1, w32=1), mixer.heads, run)
+    else:
+        yield kept + _Form(tokens=output + 4 * mixer.heads) + _sdpa_mask(run, 0, None)
+    yield kept + _Form(tokens=output + geometry.hidden_size * e)
+
+
+def _feed_forward(geometry: Geometry, family: Family, run: _Run, layer: Layer) -> Iterator[tuple[str, _Form]]:
+    if isinstance(layer.feed_forward, FeedForward):
+        yield "mlp", _Form(tokens=_wide(family.ff, layer.feed_forward.intermediate_size, run))
+    elif isinstance(layer.feed_forward, MixtureOfExperts):
+        for form in _experts(geometry, family, run, layer.feed_forward):
+            yield "experts", form
+
+
+def _wide(need: Need, intermediate_size: int, run: _Run) -> int:
+    return intermediate_size * (need.i * run.itemsize + need.i32 * 4 + need.i_bool)
+
+
+def _experts(geometry: Geometry, family: Family, run: _Run, moe: MixtureOfExperts) -> Iterator[_Form]:
+    """grouped_mm in prefill, batched_mm with copied weights in decode (integrations/moe.py), then shared experts."""
+    e, hidden = run.itemsize, geometry.hidden_size * run.itemsize
+    routed = moe.experts * e + moe.experts_per_token * 32
+    pair, inner = moe.experts_per_token * hidden, moe.experts_per_token * _wide(family.expert, moe.intermediate_size, run)
+    weighted = moe.experts_per_token * geometry.hidden_size * (4 if family.router32 else e)
+    shared = hidden * family.shared_first if moe.shared_intermediate_size else 0
+    if run.decode:
+        matrices = 3 if moe.gated else 2
+        copied = moe.experts_per_token * matrices * moe.intermediate_size * hidden
+        yield _Form(tokens=copied + pair + moe.experts_per_token * moe.intermediate_size * e + routed + shared)
+    else:
+        yield _Form(tokens=pair + inner + routed + shared)
+        yield _Form(tokens=(2 + family.expert_bias) * pair + 2 * weighted + routed + shared)
+    if moe.shared_intermediate_size:
+        yield _Form(tokens=hidden + _wide(family.ff, moe.shared_intermediate_size, run) + routed)
+
+
+def _logits(geometry: Geometry, family: Family, run: _Run) -> Iterator[_Form]:
+    """The output projection beside the last hidden state, then generate's fp32 copy (generation/utils.py)."""
+    ids = _ids(geometry, run)
+    row = geometry.vocab_size * run.itemsize
+    yield ids + _Form(tokens=geometry.hidden_size * run.itemsize, rows=family.logits * row)
+    yield ids + _Form(rows=row + 4 * geometry.vocab_size)
