@@ -53,7 +53,7 @@ class Repository:
     revisions: tuple[str, ...] = ("main",)
     gated: bool = False
     """Its description is public, its files need ``LoopbackHub.token``."""
-    listed_sizes: dict[str, int | None] = field(default_factory=dict)
+    listed_sizes: dict[str, object] = field(default_factory=dict)
     """What the file list claims instead of the truth."""
 
 
@@ -82,7 +82,7 @@ class LoopbackHub:
         self.content_range: str | None = None
         """Sent instead of the true Content-Range."""
         self.fail_next: list[int] = []
-        """Statuses to answer the next GETs of safetensors files with; 0 hangs up."""
+        """Statuses to answer the next GETs of safetensors files with; 0 hangs up, 1 does so inside the body."""
         self.stall_seconds = 0.0
         """Wait before every answer."""
         self.in_flight = self.most_in_flight = 0
@@ -229,7 +229,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 return self._send(b"", status=302, headers={"Location": hub.redirect_to + self.path})
             if weights and hub.fail_next:
                 status = hub.fail_next.pop(0)
-                return self._fail(status, "") if status else self._hang_up()
+                return self._fail(status, "") if status > 1 else self._hang_up(answer_first=status == 1)
             return self._serve(repository, name, file)
 
         def _serve(self, repository: Repository, name: str, file: SparseFile) -> None:
@@ -273,7 +273,10 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             headers = {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": commit}
             self._send(b"", status=status, headers={name: value for name, value in headers.items() if value})
 
-        def _hang_up(self) -> None:
+        def _hang_up(self, *, answer_first: bool) -> None:
+            if answer_first:
+                self._start(200, {"Content-Length": "100"})
+                self.wfile.flush()
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 

@@ -25,13 +25,14 @@ SINGLE = safetensors_head({"embed": ("BF16", (4096, 1024), 4096 * 1024 * 2), "sc
 def sharded(shards: int, tensors: int = 3) -> dict[str, bytes | SparseFile]:
     """A model of ``shards`` files with tensors of 1 GiB each."""
     files: dict[str, bytes | SparseFile] = {"config.json": CONFIG}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(1, shards + 1):
         name = f"model-{shard:05}-of-{shards:05}.safetensors"
         names = [f"layers.{shard}.{i}" for i in range(tensors)]
         files[name] = safetensors_head(dict.fromkeys(names, ("U8", (GIB,), GIB)))
         weight_map |= dict.fromkeys(names, name)
-    return files | {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    return files
 
 
 @pytest.fixture
@@ -194,8 +195,9 @@ def test_a_server_that_is_no_hub_is_named(hub: LoopbackHub) -> None:
 
 
 def test_broken_connections_and_busy_servers_are_tried_again(hub: LoopbackHub) -> None:
-    hub.fail_next = [0, 503]
+    hub.fail_next = [0, 503, 1]
     assert fetch("acme/single").tensors
+    assert hub.fail_next == []
 
 
 def test_a_connection_that_keeps_breaking_is_named(hub: LoopbackHub) -> None:
@@ -237,8 +239,9 @@ def test_a_lying_file_list_is_refused(hub: LoopbackHub) -> None:
     named("acme/single", "by the file list")
 
 
-def test_a_size_that_only_the_server_tells_is_used(hub: LoopbackHub) -> None:
-    hub.repositories["acme/single"].listed_sizes["model.safetensors"] = None
+@pytest.mark.parametrize("listed", [None, "many", [1], True])
+def test_a_size_that_only_the_server_tells_is_used(hub: LoopbackHub, listed: object) -> None:
+    hub.repositories["acme/single"].listed_sizes["model.safetensors"] = listed
     assert fetch("acme/single").tensors
     short = SparseFile(head=SINGLE.head, size=SINGLE.size - 1)
     hub.add("acme/short", {"config.json": CONFIG, "model.safetensors": short}, listed_sizes={"model.safetensors": None})

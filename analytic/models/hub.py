@@ -60,6 +60,7 @@ _REASONS = {
     "DisabledRepoError": ("the model is disabled by the Hub", ""),
     "RepositoryNotFoundError": _ABSENT,
     "RevisionNotFoundError": ("no such revision", "name a branch, a tag or a commit of the model"),
+    "LocalEntryNotFoundError": ("the Hub could not be reached", _UNREACHABLE_HINT),
     "EntryNotFoundError": ("the model lacks this file", ""),
     "FileMetadataError": ("the server is not a Hub", "check HF_ENDPOINT and the proxy"),
     "OfflineModeIsEnabled": ("offline mode is on", "unset HF_HUB_OFFLINE"),
@@ -136,7 +137,9 @@ def _commit(info: "ModelInfo", repo_id: str) -> str:
 
 
 def _sizes(info: "ModelInfo") -> dict[str, int | None]:
-    return {file.rfilename: file.size for file in info.siblings or () if "/" not in file.rfilename}
+    """Files in the repository's root and their sizes: only numbers count, whatever the server listed."""
+    files = [file for file in info.siblings or () if isinstance(file.rfilename, str) and "/" not in file.rfilename]
+    return {file.rfilename: file.size if type(file.size) is int else None for file in files}
 
 
 def _download(repo_id: str, commit: str, sizes: Mapping[str, int | None]) -> HubModel:
@@ -344,7 +347,8 @@ def _snapshot(repo_id: str, revision: str) -> HubModel | None:
     """The model from the library's own cache, if it was downloaded there."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo_id, CONFIG, revision=revision)
+    with _naming(f"{repo_id}@{revision}"):
+        path = try_to_load_from_cache(repo_id, CONFIG, revision=revision)
     if not isinstance(path, str):
         return None
     folder = Path(path).parent
@@ -403,7 +407,11 @@ def _decode(record: dict[str, Any], repo_id: str, commit: str) -> HubModel:
 
 
 def _decode_tensor(name: str, dtype: str, shape: list[int], file: str) -> StoredTensor:
-    if not all(type(item) is str for item in (name, dtype, file)) or not all(type(n) is int and n >= 0 for n in shape):
+    if (
+        {type(name), type(dtype), type(file)} != {str}
+        or {int} | {*map(type, shape)} != {int}
+        or min(shape, default=0) < 0
+    ):
         raise TypeError("not a tensor")
     size = stored_bytes(dtype, tuple(shape), name)
     return StoredTensor(name=name, dtype=dtype, shape=tuple(shape), bytes=size, file=file)
@@ -416,7 +424,7 @@ def _write(file: Path, record: Mapping[str, object]) -> None:
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="ascii") as stream:
-                json.dump(record, stream)
+                stream.write(json.dumps(record))
             os.replace(temporary, file)
         except BaseException:
             os.unlink(temporary)

@@ -1,0 +1,72 @@
+"""What is asked: how a model is to be served, every flag resolved."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from analytic.errors import UsageError
+from analytic.weights import DTYPES, QUANTIZATIONS
+
+Engine = Literal["transformers"]
+Attention = Literal["sdpa", "eager"]
+
+_LARGEST = {"batch_size": 1_000_000, "prompt_tokens": 100_000_000, "output_tokens": 100_000_000}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A way of serving. Flags of engines that are not modelled stay None."""
+
+    engine: Engine = "transformers"
+    dtype: str = "auto"
+    """float32, float16, bfloat16, or auto: as the publisher names it."""
+    quantization: str | None = None
+    """bnb-nf4, bnb-fp4, bnb-int8, none (serve a quantised checkpoint dequantised), or None (as published)."""
+    double_quant: bool = False
+    compute_dtype: str | None = None
+    """Dtype that 4-bit weights are multiplied in (bnb_4bit_compute_dtype); None: the serving dtype."""
+    kv_cache_dtype: str = "auto"
+    batch_size: int = 1
+    prompt_tokens: int = 2048
+    output_tokens: int = 256
+    padded: bool = False
+    """Whether sequences of one batch differ in length, so that an attention mask exists."""
+    attention: Attention = "sdpa"
+    gpu_memory_utilization: float = 1.0
+    """Share of the GPU's capacity that may be used."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
+                raise UsageError(f"--{name.replace('_', '-')}: {value!r} must lie between 1 and {largest:,}")
+        _choose("engine", self.engine, ("transformers",))
+        _choose("attention", self.attention, ("sdpa", "eager"))
+        _choose("dtype", self.dtype, ("auto", *DTYPES))
+        _choose("quantization", self.quantization, (None, "none", *QUANTIZATIONS))
+        _choose("compute-dtype", self.compute_dtype, (None, *DTYPES))
+        _choose("kv-cache-dtype", self.kv_cache_dtype, ("auto", *DTYPES))
+        if self.double_quant and self.quantization not in ("bnb-nf4", "bnb-fp4"):
+            raise UsageError("--double-quant needs a 4-bit format", hint="add --quantization bnb-nf4")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise UsageError(
+                f"--gpu-memory-utilization: {self.gpu_memory_utilization} must be more than 0 and at most 1"
+            )
+
+    @property
+    def weight_format(self) -> str | None:
+        """The format row that convertible weights take."""
+        if self.quantization in (None, "none"):
+            return self.quantization
+        return f"{self.quantization}-dq" if self.double_quant else self.quantization
+
+    @property
+    def total_tokens(self) -> int:
+        """Context of one sequence at the end: prompt and output."""
+        return self.prompt_tokens + self.output_tokens
+
+
+def _choose(flag: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        named = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise UsageError(f"--{flag}: {value!r} is not known", hint=f"one of {named}")

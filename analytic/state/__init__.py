@@ -1,0 +1,37 @@
+"""Sequence state: what a model keeps of the tokens it has seen, a class a cache kind."""
+
+from analytic.state.kinds import (
+    ALLOCATION_BYTES,
+    CacheKind,
+    FullCache,
+    LatentCache,
+    RecurrentState,
+    SlidingCache,
+    round_up,
+)
+from analytic.state.sequence import (
+    cached_tokens,
+    caches,
+    for_layer,
+    growth_transient_bytes,
+    sequence_state_allocations,
+    sequence_state_bytes,
+    sequence_state_bytes_per_token,
+)
+
+__all__ = [
+    "ALLOCATION_BYTES",
+    "CacheKind",
+    "FullCache",
+    "LatentCache",
+    "RecurrentState",
+    "SlidingCache",
+    "cached_tokens",
+    "caches",
+    "for_layer",
+    "growth_transient_bytes",
+    "round_up",
+    "sequence_state_allocations",
+    "sequence_state_bytes",
+    "sequence_state_bytes_per_token",
+]
