@@ -13,6 +13,9 @@ BASES: tuple[Basis, ...] = ("exact", "measured", "traced", "fitted", "assumed")
 
 _RANK = {basis: rank for rank, basis in enumerate(BASES)}
 
+GiB = 2**30
+"""Bytes of a gibibyte; only reports divide by it."""
+
 ALLOCATION_GRANULARITY_BYTES = 512
 """PyTorch's caching allocator rounds every request up to this (c10/core/AllocatorConfig.h, kMinBlockSize)."""
 

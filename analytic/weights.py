@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from analytic.errors import UllageError
-from analytic.formats.table import FORMATS, NATIVE_FORMATS, Format, find_format, itemsize
+from analytic.formats.table import NATIVE_FORMATS, Format, find_format, itemsize
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
 from analytic.quantity import round_up
@@ -25,14 +25,18 @@ _WARMUP_HALVES = {"bnb-nf4": 1, "bnb-fp4": 1, "bnb-nf4-dq": 1, "bnb-fp4-dq": 1, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedGroup:
-    """A tensor group in the format it is served in."""
+    """A tensor group in the format it is served in. Sizes are of one tensor with all that stands beside it."""
 
     group: TensorGroup
     format: Format
     each_bytes: int
-    """Bytes of one tensor with all that stands beside it."""
+    """As stored."""
     rounded_bytes: int
-    """The same as the caching allocator counts it: every tensor rounded up to 512 bytes."""
+    """As the caching allocator counts: every tensor of it rounded up to 512 bytes."""
+    warmup_bytes: int
+    """What transformers counts of it for the block that it allocates and frees before loading."""
+    staging_bytes: int
+    """What stands beside it while it is converted."""
 
     @property
     def bytes(self) -> int:
@@ -47,18 +51,10 @@ class Weights:
     served: tuple[ServedGroup, ...]
     bytes: int
     """Parameters and persistent buffers with their quantisation state, as stored."""
-    rounding_bytes: int
-    """What 512-byte rounding adds, rotary tables included."""
-    warmup_bytes: int
-    """What transformers allocates and frees in one piece before it loads (caching_allocator_warmup)."""
-    staging_bytes: int
-    """The most that lives beside the finished weights while one tensor is converted."""
     by_format: dict[str, int]
     by_role: dict[str, int]
-    unconverted_bytes: int
-    """Bytes of matrices that a requested quantisation leaves in the serving dtype."""
-    unconverted: tuple[str, ...]
-    """Their names, largest first."""
+    unconverted: dict[str, int]
+    """Bytes of matrices that the requested quantisation leaves in the serving dtype, by name, largest first."""
 
 
 @lru_cache(maxsize=4096)
@@ -68,25 +64,19 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
     Raises:
         UllageError: the model is already quantised and would have to be quantised again.
     """
-    if quantization in FORMATS and quantization not in NATIVE_FORMATS and model.native_format is not None:
+    if quantization not in (None, "none") and model.native_format is not None:
         raise UllageError(
             f"{model.id} is published in {model.native_format}, which transformers does not quantise again",
             hint="leave --quantization out, or serve it dequantised with --quantization none",
         )
-    served = tuple(_serve(model, dtype, quantization))
+    served = tuple(_serve(group, dtype, quantization) for group in model.tensors)
     persistent = [s for s in served if s.group.persistent]
-    left = sorted((s for s in served if _left_out(s, quantization)), key=lambda s: -s.bytes)
-    stored = sum(s.bytes for s in persistent)
     return Weights(
         served=served,
-        bytes=stored,
-        rounding_bytes=sum(s.rounded_bytes * s.group.count for s in served) - stored,
-        warmup_bytes=sum(_warmup(s) for s in served),
-        staging_bytes=max((_staging(s, dtype) for s in served), default=0),
+        bytes=sum(s.bytes for s in persistent),
         by_format=_sums((s.format.name, s.bytes) for s in persistent),
         by_role=_sums((s.group.role, s.bytes) for s in persistent),
-        unconverted_bytes=sum(s.bytes for s in left),
-        unconverted=tuple(s.group.name for s in left),
+        unconverted=_sums((s.group.name, s.bytes) for s in persistent if _left_out(s, quantization)),
     )
 
 
@@ -101,16 +91,18 @@ def served_format(group: TensorGroup, *, dtype: str, quantization: str | None) -
     return group.stored
 
 
-def _serve(model: Model, dtype: str, quantization: str | None) -> Iterator[ServedGroup]:
-    for group in model.tensors:
-        row = find_format(served_format(group, dtype=dtype, quantization=quantization))
-        allocations = row.allocations(group.shape)
-        yield ServedGroup(
-            group=group,
-            format=row,
-            each_bytes=sum(allocations),
-            rounded_bytes=sum(round_up(a) for a in allocations),
-        )
+def _serve(group: TensorGroup, dtype: str, quantization: str | None) -> ServedGroup:
+    row = find_format(served_format(group, dtype=dtype, quantization=quantization))
+    allocations = row.allocations(group.shape)
+    halves = _WARMUP_HALVES.get(row.name)
+    return ServedGroup(
+        group=group,
+        format=row,
+        each_bytes=sum(allocations),
+        rounded_bytes=sum(round_up(a) for a in allocations),
+        warmup_bytes=sum(allocations) if halves is None else group.elements * halves // 2,
+        staging_bytes=_staging(group, row, dtype),
+    )
 
 
 def _left_out(served: ServedGroup, quantization: str | None) -> bool:
@@ -123,20 +115,11 @@ def _left_out(served: ServedGroup, quantization: str | None) -> bool:
     )
 
 
-def _warmup(served: ServedGroup) -> int:
-    halves = _WARMUP_HALVES.get(served.format.name)
-    elements = served.group.elements * served.group.count
-    return served.bytes if halves is None else elements * halves // 2
-
-
-def _staging(served: ServedGroup, dtype: str) -> int:
-    """The unquantised tensor on the device while its quantised form is made (integrations/bitsandbytes.py)."""
-    elements = served.group.elements
-    if served.format.name.startswith("bnb-int8"):
-        return elements * (itemsize(dtype) + itemsize("float16"))
-    if served.format.name.startswith("bnb-"):
-        return elements * itemsize(dtype)
-    return 0
+def _staging(group: TensorGroup, row: Format, dtype: str) -> int:
+    """The tensor as loaded, and for int8 its float16 copy, on the device (bitsandbytes nn/modules.py)."""
+    if row.name == "bnb-int8":
+        return group.elements * (itemsize(dtype) + itemsize("float16"))
+    return group.elements * itemsize(dtype) if row.name.startswith("bnb-") else 0
 
 
 def _sums(pairs: Iterator[tuple[str, int]]) -> dict[str, int]:

@@ -33,10 +33,10 @@ def _row(model_type: str) -> dict[str, Any]:
     nested = None if text is config else text.model_type
     cls: Any = type(config)
     fields = {field.name: _default(field) for field in dataclasses.fields(cls)}
-    own_names = [cls.attribute_map.get(key, key) for key in KEYS]
+    names = {*KEYS, *(cls.attribute_map.get(key, key) for key in KEYS)}
     return {
         "attribute_map": {key: own for key, own in cls.attribute_map.items() if key in KEYS},
-        "defaults": {} if nested else {name: fields[name] for name in sorted({*own_names} & {*fields})},
+        "defaults": {} if nested else {name: fields[name] for name in sorted(names & {*fields})},
         "text_config": nested,
     }
 

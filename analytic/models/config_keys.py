@@ -1,4 +1,4 @@
-"""A published config.json seen as its configuration class would see it: family key names, omitted defaults, checked sizes."""
+"""A published config.json as its configuration class sees it: family key names, omitted defaults, checked sizes."""
 
 import json
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ from analytic.errors import UllageError
 MAX_SIZE = 10**7
 """No dimension of a published model comes near; larger is a damaged config."""
 MAX_LAYERS = 10_000
+MAX_POSITIONS = 10**9
+
+_LIMITS: Mapping[str, int] = {"num_hidden_layers": MAX_LAYERS, "max_position_embeddings": MAX_POSITIONS}
 
 KEYS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"),
@@ -86,7 +89,7 @@ class Config:
         for name in (LEGACY_KEYS.get((self.model_type, key)), own, key):
             if name is not None and name in self.given:
                 return self.given[name]
-        return self.base.defaults.get(own)
+        return self.base.defaults.get(own, self.base.defaults.get(key))
 
     def optional_size(self, key: str) -> int | None:
         """A positive integer, or None where the key is absent or null."""
@@ -135,7 +138,7 @@ class Config:
 
 def checked_size(model_type: str, key: str, value: object) -> int:
     """The value as a positive integer of a sane magnitude."""
-    limit = MAX_LAYERS if key == "num_hidden_layers" else MAX_SIZE
+    limit = _LIMITS.get(key, MAX_SIZE)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
         reject(model_type, key, value)
     return value

@@ -22,7 +22,7 @@ class Attention:
     rotary: bool = True
     """Whether queries and keys are rotated (positional temporaries exist)."""
     cached_heads: int | None = None
-    """Heads that transformers caches where they are not ``kv_heads``: Falcon's new decoder expands keys before it caches."""
+    """Heads that transformers caches where not ``kv_heads`` (Falcon's new decoder expands before it caches)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

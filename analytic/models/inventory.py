@@ -41,6 +41,12 @@ class TensorGroup:
         """Elements of one tensor."""
         return prod(self.shape)
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(out features, in features) of a linear layer's weight; GPT-2's Conv1D stores it transposed."""
+        first, second = self.shape[-2:]
+        return (second, first) if self.module == "Conv1D" else (first, second)
+
 
 def parameters(groups: Iterable[TensorGroup]) -> int:
     """Parameters and persistent buffers, each counted once."""

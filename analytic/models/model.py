@@ -67,3 +67,21 @@ class Model:
         """``quant_method`` of an already quantised checkpoint, or None."""
         quantization = self.config.get("quantization_config")
         return str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else None
+
+    @cached_property
+    def _decoder_prefix(self) -> str:
+        """What precedes the layer index in the names of the largest stack of layers (a vision tower is another)."""
+        sizes: dict[str, int] = {}
+        for group in self.tensors:
+            if group.layers is not None:
+                prefix = group.name.partition("{}")[0]
+                sizes[prefix] = sizes.get(prefix, 0) + group.elements * group.count
+        return max(sizes, key=sizes.__getitem__, default="")
+
+    def is_decoder(self, group: TensorGroup) -> bool:
+        """Whether ``group`` belongs to the decoder's layers."""
+        return group.layers is not None and group.name.startswith(self._decoder_prefix)
+
+    def is_after_layers(self, group: TensorGroup) -> bool:
+        """Whether ``group`` follows the decoder's layers: the output head, or the final norm."""
+        return group.role == "output" or (group.role == "norm" and group.layers is None)

@@ -86,7 +86,7 @@ class FullCache(CacheKind):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentCache(CacheKind):
-    """The compressed latent and the rotated key part, one head each (``models/deepseek_v3``: cached before expansion)."""
+    """The compressed latent and the rotated key part, one head each (``models/deepseek_v3``: not expanded)."""
 
     kv_lora_rank: int
     qk_rope_head_dim: int

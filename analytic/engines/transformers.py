@@ -1,0 +1,251 @@
+"""What Hugging Face transformers allocates, and when: load, prefill, decode with a dynamic cache."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from analytic.engines.activations import Peak, decode_peak, prefill_peak
+from analytic.engines.workspace import bnb_4bit_forward_bytes, bnb_int8_forward_bytes, cublas_workspace_bytes
+from analytic.formats.table import itemsize
+from analytic.hardware import Gpu, context_range
+from analytic.ledger import Ledger, Part
+from analytic.models.geometry import Geometry
+from analytic.models.model import Model
+from analytic.quantity import Quantity, bounded, exact
+from analytic.request import Request
+from analytic.state import cached_tokens, growth_transient_bytes, sequence_state_bytes
+from analytic.weights import ServedGroup, Weights, weigh
+
+GROWTH_SLACK = (0.0, 1.0, 3.0)
+"""Assumed bytes that torch.cat's growth leaves cached, as multiples of the final cache (low, middle, high).
+
+A 7B model at batch 2, 512 + 1,024 tokens reserved 2.3 times its cache beyond what it had allocated (simulated)."""
+
+STAGED_TENSORS_HIGH = 4
+"""Tensors that may be staged at once while loading (transformers/core_model_loading.py, GLOBAL_WORKERS)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """The layers of one GPU: ``first`` to ``end`` (exclusive)."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Everything of the model that lives on one GPU."""
+
+    geometry: Geometry
+    weights_bytes: int
+    rounding_bytes: int
+    warmup_bytes: int
+    staging_bytes: int
+    converted: tuple[ServedGroup, ...]
+    """Quantised matrices, whose forward needs temporaries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Phase:
+    name: str
+    state_bytes: int
+    activations: Peak
+    temporaries: tuple[int, int, int]
+    """Low, middle and high bytes of what quantised matrices need while they are multiplied."""
+
+    @property
+    def bytes(self) -> int:
+        return self.state_bytes + self.activations.bytes + self.temporaries[1]
+
+
+def ledger(model: Model, request: Request, *, dtype: str, gpu: Gpu | None, span: Span | None, rank: str) -> Ledger:
+    """The ledger of one GPU that holds the layers of ``span`` (None: all of them)."""
+    share = share_of(model, dtype, request.weight_format, span)
+    phases = _phases(share, request, dtype, gpu)
+    peak = max(phases, key=lambda phase: phase.bytes)
+    fixed, workspace_parts = _workspace(share, gpu)
+    return Ledger(
+        rank=rank,
+        phase="prefill" if peak.name == "prefill" else "decode",
+        moment=peak.activations.moment,
+        components={
+            "weights": exact(share.weights_bytes),
+            "sequence_state": exact(peak.state_bytes),
+            "activations": _traced(peak.activations),
+            "workspace": fixed + bounded(*peak.temporaries, "traced"),
+            "allocator_slack": _slack(phases, share),
+            "context": _context(gpu),
+        },
+        load_peak=_load_peak(share),
+        parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries[1])),
+        layers=None if span is None else (span.first, span.end),
+    )
+
+
+@lru_cache(maxsize=4096)
+def share_of(model: Model, dtype: str, quantization: str | None, span: Span | None) -> Share:
+    """The part of ``model`` that a GPU with the layers of ``span`` holds (None: the whole)."""
+    weights = weigh(model, dtype=dtype, quantization=quantization)
+    if span is None:
+        return _share(weights, model.geometry, weights.served)
+    layers = model.geometry.layers[span.first : span.end]
+    served = tuple(_cut(s, span, len(model.geometry.layers), model) for s in weights.served)
+    return _share(weights, replace(model.geometry, layers=layers), tuple(s for s in served if s.group.count))
+
+
+def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]) -> Share:
+    stored = sum(s.bytes for s in served if s.group.persistent)
+    return Share(
+        geometry=geometry,
+        weights_bytes=stored,
+        rounding_bytes=sum(s.rounded_bytes * s.group.count for s in served) - stored,
+        warmup_bytes=sum(s.warmup_bytes for s in served),
+        staging_bytes=max((s.staging_bytes for s in served), default=0),
+        converted=tuple(s for s in served if s.format.name.startswith("bnb-")),
+    )
+
+
+def _cut(served: ServedGroup, span: Span, layers: int, model: Model) -> ServedGroup:
+    """The tensors of a group that live with the layers of ``span``."""
+    group = served.group
+    if group.layers is not None and model.is_decoder(group):
+        return replace(served, group=replace(group, layers=tuple(i for i in group.layers if span.first <= i < span.end)))
+    here = span.end == layers if model.is_after_layers(group) else span.first == 0
+    return served if here else replace(served, group=replace(group, layers=()))
+
+
+def state_bytes(geometry: Geometry, request: Request, dtype: str) -> int:
+    """Sequence state at the end of generation."""
+    return _state(geometry, request, dtype, cached_tokens(**_tokens(request)))
+
+
+def _tokens(request: Request) -> dict[str, int]:
+    return {"prompt_tokens": request.prompt_tokens, "output_tokens": request.output_tokens}
+
+
+def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) -> int:
+    return sequence_state_bytes(
+        geometry,
+        prompt_tokens=request.prompt_tokens,
+        total_tokens=total_tokens,
+        sequences=request.batch_size,
+        itemsize=itemsize(dtype),
+    )
+
+
+def _phases(share: Share, request: Request, dtype: str, gpu: Gpu | None) -> list[_Phase]:
+    """Prefill, and the last decode step where there is one."""
+    prompt, batch, size = request.prompt_tokens, request.batch_size, itemsize(dtype)
+    prefill = _Phase(
+        name="prefill",
+        state_bytes=_state(share.geometry, request, dtype, prompt),
+        activations=prefill_peak(
+            share.geometry,
+            batch_size=batch,
+            prompt_tokens=prompt,
+            itemsize=size,
+            attention=request.attention,
+            padded=request.padded,
+        ),
+        temporaries=_temporaries(share, request, dtype, gpu, batch * prompt),
+    )
+    if request.output_tokens == 1:
+        return [prefill]
+    context = cached_tokens(**_tokens(request))
+    step = decode_peak(
+        share.geometry,
+        batch_size=batch,
+        context_tokens=context,
+        itemsize=size,
+        attention=request.attention,
+        padded=request.padded,
+    )
+    decode = _Phase(
+        name="decode",
+        state_bytes=_state(share.geometry, request, dtype, context),
+        activations=_at_least(step, _growth(share.geometry, request, size, context)),
+        temporaries=_temporaries(share, request, dtype, gpu, batch),
+    )
+    return [prefill, decode]
+
+
+def _growth(geometry: Geometry, request: Request, size: int, context: int) -> int:
+    return growth_transient_bytes(
+        geometry,
+        prompt_tokens=request.prompt_tokens,
+        total_tokens=context,
+        sequences=request.batch_size,
+        itemsize=size,
+    )
+
+
+def _at_least(peak: Peak, floor: int) -> Peak:
+    """The step's peak, or the cache's growth (old and new keys side by side) where that is more."""
+    if floor <= peak.bytes:
+        return peak
+    return Peak(bytes=floor, low_bytes=floor, high_bytes=max(floor, peak.high_bytes), moment="cache growth")
+
+
+def _traced(peak: Peak) -> Quantity:
+    return bounded(peak.low_bytes, peak.bytes, peak.high_bytes, "traced")
+
+
+def _temporaries(share: Share, request: Request, dtype: str, gpu: Gpu | None, tokens: int) -> tuple[int, int, int]:
+    """What the matrix that needs most adds while it is multiplied with ``tokens`` rows."""
+    wanted = [_matrix_temporaries(served, request, dtype, gpu, tokens) for served in share.converted]
+    return max(wanted, key=lambda t: t[1], default=(0, 0, 0))
+
+
+def _matrix_temporaries(
+    served: ServedGroup, request: Request, dtype: str, gpu: Gpu | None, tokens: int
+) -> tuple[int, int, int]:
+    rows, columns = served.group.matrix
+    if served.format.name == "bnb-int8":
+        middle, high = bnb_int8_forward_bytes(rows, columns, tokens=tokens, itemsize=itemsize(dtype))
+        return 0, middle, high
+    high = bnb_4bit_forward_bytes(
+        rows,
+        columns,
+        tokens=tokens,
+        itemsize=itemsize(request.compute_dtype or dtype),
+        double_quant=request.double_quant,
+        capability=gpu.capability if gpu else None,
+        sms=gpu.sms if gpu else None,
+    )
+    return 0, high, high
+
+
+def _workspace(share: Share, gpu: Gpu | None) -> tuple[Quantity, tuple[Part, ...]]:
+    cublas = bounded(*cublas_workspace_bytes(gpu.capability if gpu else None), "assumed")
+    parts = (
+        Part(component="workspace", name="cublas", bytes=cublas.bytes, note="once, at the first matrix product"),
+        Part(
+            component="workspace",
+            name="rounding",
+            bytes=share.rounding_bytes,
+            note="each weight tensor up to a multiple of 512 bytes; rotary tables",
+        ),
+    )
+    return cublas + exact(share.rounding_bytes), parts
+
+
+def _slack(phases: list[_Phase], share: Share) -> Quantity:
+    """Reserved but not allocated at the end: what earlier phases left cached, and what a growing cache leaves."""
+    left = max(phase.activations.bytes for phase in phases) - phases[-1].activations.bytes
+    grown = phases[-1].state_bytes if len(phases) > 1 else 0
+    low, middle, high = (round(factor * grown) for factor in GROWTH_SLACK)
+    return bounded(low, middle, high + left + share.staging_bytes, "assumed")
+
+
+def _context(gpu: Gpu | None) -> Quantity:
+    known = context_range(gpu)
+    return bounded(known.low_bytes, known.bytes, known.high_bytes, "assumed")
+
+
+def _load_peak(share: Share) -> Quantity:
+    """The warm-up block comes and goes first; then tensors are staged beside the growing model."""
+    resident = share.weights_bytes + share.rounding_bytes
+    low = max(share.warmup_bytes, resident)
+    middle = max(share.warmup_bytes, resident + share.staging_bytes)
+    high = max(share.warmup_bytes, resident + STAGED_TENSORS_HIGH * share.staging_bytes)
+    return bounded(low, middle, high, "assumed")

@@ -1,0 +1,330 @@
+"""From a model and a request to the ledger of every GPU, the verdict, and what would change it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from analytic.engines.transformers import Span, ledger, state_bytes
+from analytic.errors import UllageError, UsageError
+from analytic.formats.table import itemsize
+from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
+from analytic.ledger import Ledger
+from analytic.models.model import Model
+from analytic.models.resolve import resolve
+from analytic.placement import Chain, balance, fewest_gpus
+from analytic.quantity import GiB
+from analytic.request import Request
+from analytic.rule import Rule, apply_rule
+from analytic.state import sequence_state_bytes_per_token
+from analytic.weights import Weights, weigh
+
+SCHEMA_VERSION = "1"
+
+NOT_MODELED = (
+    "the GPU memory that the driver keeps for itself (0.4–1.3 % of what it reports, where seen)",
+    "other processes on the GPU, a display included",
+    "the prompt's images, audio or video",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lever:
+    """One change to a request, and what it would do."""
+
+    change: str
+    """The flag that makes it."""
+    device_bytes: int
+    """Bytes of the fullest GPU after the change."""
+    saved_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The answer: a ledger for each GPU, and what follows from them."""
+
+    model: Model
+    request: Request
+    dtype: str
+    """The dtype that ``auto`` became."""
+    gpu: Gpu | None
+    gpus: int
+    ledgers: tuple[Ledger, ...]
+
+    @cached_property
+    def fullest(self) -> Ledger:
+        """The GPU that decides."""
+        return max(self.ledgers, key=lambda row: row.device.bytes)
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """What may be used of one GPU; None without a GPU."""
+        return None if self.gpu is None else int(self.gpu.total_bytes * self.request.gpu_memory_utilization)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every GPU holds its share; None without a GPU."""
+        return None if self.capacity_bytes is None else self.fullest.device.bytes <= self.capacity_bytes
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the verdict holds at both bounds."""
+        if self.capacity_bytes is None:
+            return True
+        bound = self.fullest.device.high_bytes if self.fits else self.fullest.device.low_bytes
+        return (bound <= self.capacity_bytes) == self.fits
+
+    @property
+    def short_by_bytes(self) -> int | None:
+        """What the fullest GPU lacks; 0 if it fits, None without a GPU."""
+        return None if self.capacity_bytes is None else max(0, self.fullest.device.bytes - self.capacity_bytes)
+
+    @cached_property
+    def gpus_needed(self) -> int | None:
+        """The fewest GPUs of this kind, whole layers on each; None without a GPU, or if one layer is too much."""
+        if self.capacity_bytes is None:
+            return None
+        return fewest_gpus(_chain(self.model, self.request, self.dtype, self.gpu), capacity_bytes=self.capacity_bytes)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weights in detail."""
+        return weigh(self.model, dtype=self.dtype, quantization=self.request.weight_format)
+
+    @property
+    def sequence_state_bytes_per_token(self) -> int:
+        """What one more token of one sequence adds, over all GPUs."""
+        return sequence_state_bytes_per_token(self.model.geometry, itemsize=itemsize(self.dtype))
+
+    @cached_property
+    def max_sequences(self) -> int | None:
+        """The largest batch of such sequences that fits; None without a GPU."""
+        return self._largest(lambda n: replace(self.request, batch_size=n), self.request.batch_size)
+
+    @cached_property
+    def max_tokens(self) -> int | None:
+        """The longest context (prompt and output) of each sequence that fits at this batch; None without a GPU."""
+        output = self.request.output_tokens
+        prompt = self._largest(lambda n: replace(self.request, prompt_tokens=n), self.request.prompt_tokens)
+        return None if prompt is None else prompt + output if prompt else 0
+
+    def _largest(self, change: Callable[[int], Request], start: int) -> int | None:
+        capacity = self.capacity_bytes
+        if capacity is None:
+            return None
+
+        def fits(value: int) -> bool:
+            rows = _ledgers(self.model, change(value), self.dtype, self.gpu, self.gpus)
+            return max(row.device.bytes for row in rows) <= capacity
+
+        return largest(fits, start=start)
+
+    @cached_property
+    def levers(self) -> tuple[Lever, ...]:
+        """Changes that would save memory, those that fit and change least first."""
+        if self.capacity_bytes is None:
+            return ()
+        found = [self._lever(change, request, gpus) for change, request, gpus in _changes(self)]
+        saving = [lever for lever in found if lever is not None and lever.saved_bytes > 0]
+        return tuple(sorted(saving, key=lambda lever: (not lever.fits, -lever.saved_bytes)))
+
+    def _lever(self, change: str, request: Request, gpus: int) -> Lever | None:
+        try:
+            rows = _ledgers(self.model, request, _dtype(self.model, request), self.gpu, gpus)
+        except UllageError:
+            return None
+        device = max(row.device.bytes for row in rows)
+        return Lever(
+            change=change,
+            device_bytes=device,
+            saved_bytes=self.fullest.device.bytes - device,
+            fits=device <= (self.capacity_bytes or 0),
+        )
+
+    @cached_property
+    def rule_of_thumb(self) -> Rule:
+        """What the classic rule says of the same question."""
+        bits = {"bnb-int8": 8, "bnb-nf4": 4, "bnb-fp4": 4}.get(self.request.quantization or "")
+        native = {"fp8": 8, "mxfp4": 4}.get(self.model.native_format or "") if not self.request.quantization else None
+        return apply_rule(
+            self.model.parameters,
+            bits=bits or native or 8 * itemsize(self.dtype),
+            gpu_memory_bytes=self.gpu.total_bytes if self.gpu else 80 * 10**9,
+        )
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader should know before renting."""
+        return tuple(_warnings(self))
+
+
+def estimate(
+    model: str | Model, *, gpu: str | Gpu | None = None, gpus: int | None = None, revision: str | None = None, **flags: Any
+) -> Estimate:
+    """Estimate what serving ``model`` needs.
+
+    Args:
+        model: a catalogue name, Hub id, path, or a resolved model.
+        gpu: a GPU of the table (``h100-80gb``, or ``h100-80gb:2`` for two), or None for a device without a limit.
+        gpus: how many equal GPUs the layers are split over.
+        revision: branch, tag or commit of a Hub model.
+        **flags: fields of `Request`.
+
+    Raises:
+        UllageError: what is unknown, missing or contradictory, by name.
+    """
+    resolved = resolve(model, revision=revision) if isinstance(model, str) else model
+    device, count = _device(gpu, gpus)
+    return run(resolved, _request(flags), gpu=device, gpus=count)
+
+
+def run(model: Model, request: Request, *, gpu: Gpu | None = None, gpus: int = 1) -> Estimate:
+    """Estimate a resolved model; the fast path for many requests."""
+    if request.kv_cache_dtype not in ("auto", dtype := _dtype(model, request)):
+        raise UllageError(
+            f"transformers' dynamic cache keeps the model's dtype ({dtype}), not {request.kv_cache_dtype}",
+            hint="leave --kv-cache-dtype at auto",
+        )
+    request = _as_served(model, request, gpu)
+    rows = _ledgers(model, request, dtype, gpu, gpus)
+    return Estimate(model=model, request=request, dtype=dtype, gpu=gpu, gpus=gpus, ledgers=rows)
+
+
+def _request(flags: dict[str, Any]) -> Request:
+    unknown = sorted(set(flags) - set(Request.__dataclass_fields__))
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]!r}", hint=f"known: {', '.join(Request.__dataclass_fields__)}")
+    return Request(**flags)
+
+
+def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int]:
+    count = 1 if gpus is None else gpus
+    if isinstance(gpu, str) and ":" in gpu:
+        named, spec = parse_gpu(gpu)
+        if gpus not in (None, spec):
+            raise UsageError(f"{gpu!r} and {gpus} GPUs contradict each other", hint="give the number once")
+        return named, spec
+    if count < 1:
+        raise UsageError(f"{count} GPUs: must be at least 1")
+    return (find_gpu(gpu) if isinstance(gpu, str) else gpu), count
+
+
+def _dtype(model: Model, request: Request) -> str:
+    """The dtype that the unquantised tensors are served in."""
+    dtype = model.dtype if request.dtype == "auto" else request.dtype
+    if dtype is None:
+        raise UllageError(f"{model.id} does not name its dtype", hint="add --dtype bfloat16, float16 or float32")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UllageError(f"{model.id}: dtype {dtype!r} is not served", hint="add --dtype bfloat16")
+    return dtype
+
+
+_NATIVE_NEEDS = {"fp8": (8, 9), "mxfp4": (7, 5)}
+"""Capability below which transformers dequantises such a checkpoint (quantizers/quantizer_*.py)."""
+
+
+def _as_served(model: Model, request: Request, gpu: Gpu | None) -> Request:
+    """A quantised checkpoint that the GPU cannot run quantised is served dequantised."""
+    needs = _NATIVE_NEEDS.get(model.native_format or "")
+    if request.quantization is None and needs and gpu and gpu.capability and gpu.capability < needs:
+        return replace(request, quantization="none")
+    return request
+
+
+def _ledgers(model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: int) -> tuple[Ledger, ...]:
+    if gpus == 1:
+        return (ledger(model, request, dtype=dtype, gpu=gpu, span=None, rank="tp0/pp0"),)
+    layers = len(model.geometry.layers)
+    if gpus > layers:
+        raise UsageError(f"{gpus} GPUs for {layers} layers: a layer is not split", hint=f"at most {layers}")
+    spans = balance(_chain(model, request, dtype, gpu), gpus=gpus)
+    return tuple(
+        ledger(model, request, dtype=dtype, gpu=gpu, span=Span(first=first, end=end), rank=f"tp0/pp{i}")
+        for i, (first, end) in enumerate(spans)
+    )
+
+
+def _chain(model: Model, request: Request, dtype: str, gpu: Gpu | None) -> Chain:
+    """Weights and state by layer, and beside them what every GPU needs: the whole less both."""
+    first, layers, last = _weight_chain(model, dtype, request.weight_format)
+    whole = ledger(model, request, dtype=dtype, gpu=gpu, span=None, rank="")
+    geometry = model.geometry
+    states = {id(layer): state_bytes(replace(geometry, layers=(layer,)), request, dtype) for layer in set(geometry.layers)}
+    by_layer = tuple(w + states[id(layer)] for w, layer in zip(layers, geometry.layers, strict=True))
+    held = whole.components["weights"].bytes + state_bytes(geometry, request, dtype)
+    fixed = max(0, whole.device.bytes - held)
+    return Chain(first_bytes=first, layer_bytes=by_layer, last_bytes=last, fixed_bytes=fixed)
+
+
+@lru_cache(maxsize=1024)
+def _weight_chain(model: Model, dtype: str, quantization: str | None) -> tuple[int, tuple[int, ...], int]:
+    """Weight bytes before the layers, of each layer, and after them."""
+    first, last, layers = 0, 0, [0] * len(model.geometry.layers)
+    for served in weigh(model, dtype=dtype, quantization=quantization).served:
+        group = served.group
+        if group.layers is not None and model.is_decoder(group):
+            for layer in group.layers:
+                layers[layer] += served.each_bytes * group.copies
+        elif model.is_after_layers(group):
+            last += served.bytes
+        else:
+            first += served.bytes
+    return first, tuple(layers), last
+
+
+def largest(fits: Callable[[int], bool], *, start: int, limit: int = 10**8) -> int:
+    """The largest value up to ``limit`` that fits, where fitting once means fitting everything smaller; 0 if none."""
+    low, high = 0, start
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle <= limit and fits(middle) else (low, middle)
+    return low
+
+
+def _changes(answer: Estimate) -> Iterator[tuple[str, Request, int]]:
+    """What could be asked for instead, one flag at a time."""
+    request, gpus = answer.request, answer.gpus
+    if answer.model.native_format is None:
+        for name in ("bnb-int8", "bnb-nf4"):
+            if request.quantization != name:
+                yield f"--quantization {name}", replace(request, quantization=name, double_quant=False), gpus
+    if answer.dtype == "float32":
+        yield "--dtype bfloat16", replace(request, dtype="bfloat16"), gpus
+    if request.attention == "eager":
+        yield "--attention sdpa", replace(request, attention="sdpa"), gpus
+    if request.batch_size > 1:
+        half = request.batch_size // 2
+        yield f"--batch-size {half}", replace(request, batch_size=half), gpus
+    if request.prompt_tokens > 1:
+        half = request.prompt_tokens // 2
+        yield f"--prompt-tokens {half}", replace(request, prompt_tokens=half), gpus
+    if answer.gpus_needed and answer.gpus_needed > gpus and answer.gpu:
+        yield f"--gpu {answer.gpu.name}:{answer.gpus_needed}", request, answer.gpus_needed
+
+
+def _warnings(answer: Estimate) -> Iterator[str]:
+    yield from answer.model.notes
+    native = {"fp8": "fp8-128x128"}.get(answer.model.native_format or "", answer.model.native_format)
+    if answer.gpu is not None:
+        yield from precision_warnings(
+            answer.gpu,
+            dtype=answer.dtype,
+            weight_format=answer.request.quantization if answer.request.quantization not in (None, "none") else native,
+            kv_cache_dtype=None,
+        )
+    left = answer.weights.unconverted
+    if left:
+        size, share = sum(left.values()), sum(left.values()) / answer.weights.bytes
+        names = ", ".join(name.removesuffix(".weight") for name in list(left)[:3])
+        yield (
+            f"{size / GiB:.2f} GiB ({share:.0%} of the weights) stay in {answer.dtype}: "
+            f"transformers does not convert {names}{' …' if len(left) > 3 else ''}"
+        )
+    if not answer.is_certain:
+        yield "the verdict lies within the bounds: calibrate on this GPU, or leave more headroom"
+    limit = answer.model.geometry.max_position_embeddings
+    if limit is not None and answer.request.total_tokens > limit:
+        yield f"{answer.request.total_tokens:,} tokens exceed the model's advertised context of {limit:,}"

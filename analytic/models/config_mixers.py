@@ -1,0 +1,213 @@
+"""Token mixers (attention, latent attention, recurrent) from a family's keys."""
+
+from collections.abc import Callable
+
+from analytic.models.config_keys import Config
+from analytic.models.config_kinds import CHUNKED, SLIDING, rotated_layers
+from analytic.models.geometry import Attention, LatentAttention, Recurrent
+
+FLOAT32_BYTES = 4
+
+
+def window_tokens(config: Config, kind: str) -> int | None:
+    """Tokens of a layer's window or chunk."""
+    if kind == CHUNKED:
+        return config.size("attention_chunk_size")
+    if kind != SLIDING:
+        return None
+    window = config.size("sliding_window")
+    return window // 2 + 1 if config.flag("use_bidirectional_attention") else window
+
+
+def key_heads(config: Config, heads: int) -> int:
+    """``num_key_value_heads``, or a key head a query head."""
+    return config.optional_size("num_key_value_heads") or heads
+
+
+def divided_head_dim(config: Config) -> int:
+    """hidden_size / heads, as the families without a ``head_dim`` key have it."""
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    if hidden < heads:
+        config.reject("num_attention_heads", heads)
+    return hidden // heads
+
+
+def head_size(config: Config) -> int:
+    """``head_dim`` where given, else hidden_size / heads."""
+    return config.optional_size("head_dim") or divided_head_dim(config)
+
+
+def attention(config: Config, kind: str, index: int, *, rotary: bool = True) -> Attention:
+    """Grouped-query attention as Llama has it."""
+    heads, head_dim = config.size("num_attention_heads"), head_size(config)
+    kv_heads = key_heads(config, heads)
+    if heads % kv_heads:
+        config.reject("num_key_value_heads", kv_heads)
+    return Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        v_head_dim=head_dim,
+        window_tokens=window_tokens(config, kind),
+        chunked=kind == CHUNKED,
+        rotary=rotary,
+    )
+
+
+def unrotated(config: Config, kind: str, index: int) -> Attention:
+    """Attention without rotary positions."""
+    return attention(config, kind, index, rotary=False)
+
+
+def rotated_by_layer(config: Config, kind: str, index: int) -> Attention:
+    """Rotation as ``no_rope_layers`` says."""
+    return attention(config, kind, index, rotary=rotated_layers(config)[index])
+
+
+def rotated_if_sliding(config: Config, kind: str, index: int) -> Attention:
+    """Global layers without rotation (``models/cohere2``, ``models/exaone4`` with a window)."""
+    return attention(config, kind, index, rotary=kind == SLIDING or config.get("sliding_window") is None)
+
+
+def bigcode(config: Config, kind: str, index: int) -> Attention:
+    """Multi-query attention, or a key head a query head."""
+    heads, size = config.size("num_attention_heads"), divided_head_dim(config)
+    kv_heads = 1 if config.flag("multi_query") else heads
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=size, v_head_dim=size, rotary=False)
+
+
+def falcon(config: Config, kind: str, index: int) -> Attention:
+    """Three decoders: 7B (one key head), 40B and 180B (grouped, but cached expanded), RW (all heads, ALiBi)."""
+    heads, size = config.size("num_attention_heads"), divided_head_dim(config)
+    new = config.flag("new_decoder_architecture")
+    own_heads = config.optional_size("num_kv_heads") or heads
+    return Attention(
+        heads=heads,
+        kv_heads=own_heads if new or not config.flag("multi_query") else 1,
+        head_dim=size,
+        v_head_dim=size,
+        rotary=not config.flag("alibi"),
+        cached_heads=heads if new else None,
+    )
+
+
+def latent(config: Config, kind: str, index: int) -> LatentAttention:
+    """Multi-head latent attention."""
+    return LatentAttention(
+        heads=config.size("num_attention_heads"),
+        q_lora_rank=config.optional_size("q_lora_rank"),
+        kv_lora_rank=config.size("kv_lora_rank"),
+        qk_nope_head_dim=config.size("qk_nope_head_dim"),
+        qk_rope_head_dim=config.size("qk_rope_head_dim"),
+        v_head_dim=config.size("v_head_dim"),
+    )
+
+
+def mamba(*, expand: str, state: str, kernel: str) -> Callable[[Config], Recurrent]:
+    """Mamba: state [inner, state_size], convolution over the inner stream."""
+
+    def recurrent(config: Config) -> Recurrent:
+        inner = config.size(expand) * config.size("hidden_size")
+        return Recurrent(
+            kind="mamba",
+            conv_channels=inner,
+            conv_kernel=config.size(kernel),
+            state_elements=inner * config.size(state),
+            state_itemsize=FLOAT32_BYTES,
+            inner_size=inner,
+        )
+
+    return recurrent
+
+
+def mamba2(inner: int, *, heads: int, head_dim: int, groups: int, state: int, kernel: int) -> Recurrent:
+    """Mamba 2: state [heads, head_dim, state_size], convolution over the inner stream, B and C."""
+    return Recurrent(
+        kind="mamba2",
+        conv_channels=inner + 2 * groups * state,
+        conv_kernel=kernel,
+        state_elements=heads * head_dim * state,
+        state_itemsize=FLOAT32_BYTES,
+        inner_size=inner,
+    )
+
+
+def mamba2_plain(config: Config) -> Recurrent:
+    """Mamba 2 by its own model's keys."""
+    return mamba2(
+        config.size("expand") * config.size("hidden_size"),
+        heads=config.size("num_heads"),
+        head_dim=config.size("head_dim"),
+        groups=config.size("n_groups"),
+        state=config.size("state_size"),
+        kernel=config.size("conv_kernel"),
+    )
+
+
+def mamba2_nemotron(config: Config) -> Recurrent:
+    """Mamba 2 by Nemotron H's keys."""
+    heads, head_dim = config.size("mamba_num_heads"), config.size("mamba_head_dim")
+    return mamba2(
+        heads * head_dim,
+        heads=heads,
+        head_dim=head_dim,
+        groups=config.size("n_groups"),
+        state=config.size("ssm_state_size"),
+        kernel=config.size("conv_kernel"),
+    )
+
+
+def mamba2_hybrid(config: Config) -> Recurrent:
+    """Mamba 2 by the keys of Bamba, Falcon H1 and Granite 4."""
+    inner = config.optional_size("mamba_d_ssm") or config.size("mamba_expand") * config.size("hidden_size")
+    heads = config.size("mamba_n_heads")
+    head_dim = inner // heads if config.get("mamba_d_head") == "auto" else config.size("mamba_d_head")
+    return mamba2(
+        inner,
+        heads=heads,
+        head_dim=head_dim,
+        groups=config.size("mamba_n_groups"),
+        state=config.size("mamba_d_state"),
+        kernel=config.size("mamba_d_conv"),
+    )
+
+
+def gated_delta_net(config: Config) -> Recurrent:
+    """State [value heads, key dim, value dim], convolution over queries, keys and values."""
+    key_dim, value_dim = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")
+    value_heads = config.size("linear_num_value_heads")
+    inner = value_heads * value_dim
+    return Recurrent(
+        kind="gated_delta_net",
+        conv_channels=2 * config.size("linear_num_key_heads") * key_dim + inner,
+        conv_kernel=config.size("linear_conv_kernel_dim"),
+        state_elements=inner * key_dim,
+        state_itemsize=FLOAT32_BYTES,
+        inner_size=inner,
+    )
+
+
+def lightning_attention(config: Config) -> Recurrent:
+    """State [heads, head_dim, head_dim] and no convolution (``models/minimax``)."""
+    heads, head_dim = config.size("num_attention_heads"), head_size(config)
+    return Recurrent(
+        kind="lightning",
+        conv_channels=0,
+        conv_kernel=0,
+        state_elements=heads * head_dim * head_dim,
+        state_itemsize=None,
+        inner_size=heads * head_dim,
+    )
+
+
+def short_convolution(config: Config) -> Recurrent:
+    """A gated convolution and no state (``models/lfm2``)."""
+    hidden = config.size("hidden_size")
+    return Recurrent(
+        kind="short_conv",
+        conv_channels=hidden,
+        conv_kernel=config.size("conv_L_cache"),
+        state_elements=0,
+        state_itemsize=None,
+        inner_size=hidden,
+    )

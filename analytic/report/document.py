@@ -1,0 +1,94 @@
+"""Answers as JSON documents: the contract that other programs read (schema_version 1)."""
+
+from dataclasses import asdict
+from typing import Any
+
+from analytic.estimator import NOT_MODELED, SCHEMA_VERSION, Estimate
+from analytic.ledger import Ledger
+from analytic.quantity import Quantity
+from analytic.rule import Rule
+
+
+def rule_document(rule: Rule) -> dict[str, Any]:
+    """``ullage rule --json``."""
+    return {"schema_version": SCHEMA_VERSION} | asdict(rule)
+
+
+def estimate_document(answer: Estimate) -> dict[str, Any]:
+    """``ullage estimate --json``."""
+    model = answer.model
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "id": model.id,
+            "source": model.source,
+            "revision": model.revision,
+            "architecture": model.architecture,
+            "parameters": model.parameters,
+            "active_parameters": model.active_parameters,
+        },
+        "request": _request(answer),
+        "per_gpu": [_gpu(answer, row) for row in answer.ledgers],
+        "sequence_state_bytes_per_token": answer.sequence_state_bytes_per_token,
+        "weights": {
+            "by_format": answer.weights.by_format,
+            "by_role": answer.weights.by_role,
+            "unconverted": answer.weights.unconverted,
+        },
+        "verdict": {
+            "fits": answer.fits,
+            "certain": answer.is_certain,
+            "gpus_needed": answer.gpus_needed,
+            "short_by_bytes": answer.short_by_bytes,
+        },
+        "capacity": {"max_sequences": answer.max_sequences, "max_tokens": answer.max_tokens},
+        "levers": [asdict(lever) for lever in answer.levers] if answer.fits is False else [],
+        "rule_of_thumb": asdict(answer.rule_of_thumb),
+        "warnings": list(answer.warnings),
+        "not_modeled": list(NOT_MODELED),
+        "calibration": None,
+    }
+
+
+def _request(answer: Estimate) -> dict[str, Any]:
+    resolved = {
+        "dtype": answer.dtype,
+        "compute_dtype": answer.request.compute_dtype or answer.dtype,
+        "kv_cache_dtype": answer.dtype,
+        "max_model_len": None,
+        "max_num_seqs": None,
+        "max_num_batched_tokens": None,
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": answer.gpus,
+        "gpu": answer.gpu.name if answer.gpu else None,
+    }
+    return asdict(answer.request) | resolved
+
+
+def _gpu(answer: Estimate, row: Ledger) -> dict[str, Any]:
+    device, capacity = row.device, answer.capacity_bytes
+    return {
+        "rank": row.rank,
+        "layers": None if row.layers is None else list(row.layers),
+        "peak": {"phase": row.phase, "moment": row.moment},
+        "components": {name: _quantity(quantity) for name, quantity in row.components.items()},
+        "parts": [asdict(part) for part in row.parts],
+        "totals": {
+            "allocated": _quantity(row.allocated),
+            "reserved": _quantity(row.reserved),
+            "device": _quantity(device),
+        },
+        "load_peak": _quantity(row.load_peak),
+        "capacity_bytes": capacity,
+        "fits": None if capacity is None else device.bytes <= capacity,
+        "headroom_bytes": None if capacity is None else capacity - device.bytes,
+    }
+
+
+def _quantity(quantity: Quantity) -> dict[str, Any]:
+    return {
+        "bytes": quantity.bytes,
+        "low_bytes": quantity.low_bytes,
+        "high_bytes": quantity.high_bytes,
+        "basis": quantity.basis,
+    }

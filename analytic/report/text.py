@@ -1,0 +1,176 @@
+"""Answers for people: the verdict first, then where the bytes go. Fits 80 columns, with or without colour."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from analytic.estimator import Estimate
+from analytic.hardware import Gpu
+from analytic.ledger import COMPONENTS, Ledger
+from analytic.models.catalog import Entry
+from analytic.quantity import GiB, Quantity
+from analytic.rule import Rule, published_misprint
+
+_BAR_COLUMNS = 22
+
+
+def print_rule(rule: Rule, console: Console) -> None:
+    """The six steps, and what the published guide makes of step 4."""
+    gb = 10**9
+    wrong = published_misprint(rule.parameters, bits=rule.bits)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = (
+        ("1. parameters", f"{rule.parameters / 1e9:g} B", ""),
+        ("2. precision", f"{rule.bits} bits", ""),
+        ("3. base", f"{rule.base_bytes / gb:,.1f} GB", "parameters × 4 bytes"),
+        ("4. quantised", f"{rule.quantized_bytes / gb:,.1f} GB", f"base × {rule.bits} / 32"),
+        ("5. total", f"{rule.total_bytes / gb:,.1f} GB", f"+ {rule.overhead_fraction:.0%} overhead, assumed"),
+        ("6. GPUs", f"{rule.gpus_needed}", f"of {rule.gpu_memory_bytes / gb:g} GB each, decimal as in the guide"),
+    )
+    for name, value, note in rows:
+        table.add_row(name, Text(value, justify="right"), Text(note, style="dim"))
+    console.print(table)
+    if wrong != rule.quantized_bytes:
+        console.print(f"[dim]The published guide prints step 4 as base × 32 / bits: {wrong / gb:,.0f} GB.[/]")
+
+
+def print_estimate(answer: Estimate, console: Console) -> None:
+    """Assumptions and verdict, the ledger of the fullest GPU, then what would help and what to know."""
+    console.print(Text.assemble(_assumptions(answer), (_verdict(answer), _colour(answer))), soft_wrap=False)
+    console.print()
+    for title, row in _shown(answer):
+        _print_ledger(title, row, answer.capacity_bytes, console)
+    if len(answer.ledgers) > 1:
+        _print_split(answer, console)
+    _print_notes(answer, console)
+
+
+def _assumptions(answer: Estimate) -> str:
+    request, model = answer.request, answer.model
+    precision = answer.dtype if request.weight_format in (None, "none") else f"{request.weight_format} in {answer.dtype}"
+    if model.native_format and request.weight_format is None:
+        precision = f"{model.native_format} as published, {answer.dtype}"
+    return (
+        f"{model.id} ({model.parameters / 1e9:,.2f} B) in {precision}, {request.engine} with {request.attention}, "
+        f"{request.batch_size:,} sequence{'s' * (request.batch_size > 1)} of "
+        f"{request.prompt_tokens:,} + {request.output_tokens:,} tokens: "
+    )
+
+
+def _verdict(answer: Estimate) -> str:
+    device = _gib(answer.fullest.device.bytes)
+    if answer.gpu is None:
+        return f"needs {device} GiB on one GPU."
+    where = f"{answer.gpus} × {answer.gpu.name} ({_gib(answer.capacity_bytes or 0)} GiB usable each)"
+    certain = "" if answer.is_certain else ", within the bounds of error"
+    if answer.fits:
+        return f"fits on {where} with {_gib((answer.capacity_bytes or 0) - answer.fullest.device.bytes)} GiB to spare{certain}."
+    needed = f"{answer.gpus_needed} of them hold it" if answer.gpus_needed else "no number of them holds its largest layer"
+    return f"does not fit on {where}: {_gib(answer.short_by_bytes or 0)} GiB short{certain}; {needed}."
+
+
+def _colour(answer: Estimate) -> str:
+    if answer.fits is None:
+        return "bold"
+    return "bold yellow" if not answer.is_certain else "bold green" if answer.fits else "bold red"
+
+
+def _shown(answer: Estimate) -> Iterable[tuple[str, Ledger]]:
+    several = f"fullest of {len(answer.ledgers)} GPUs, " if len(answer.ledgers) > 1 else ""
+    yield f"{several}peak in {answer.fullest.phase} ({answer.fullest.moment})", answer.fullest
+
+
+def _print_ledger(title: str, row: Ledger, capacity: int | None, console: Console) -> None:
+    table = Table(box=None, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="dim")
+    for name, justify in (("", "left"), ("GiB", "right"), ("low", "right"), ("high", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("basis", style="dim")
+    table.add_column("", no_wrap=True)
+    scale = max(capacity or 0, row.device.bytes)
+    start = 0
+    for name in COMPONENTS:
+        quantity = row.components[name]
+        table.add_row(name.replace("_", " "), *_cells(quantity), _bar(start, quantity.bytes, scale, console))
+        start += quantity.bytes
+    for name, quantity in (("allocated", row.allocated), ("reserved", row.reserved), ("device", row.device)):
+        table.add_row(f"= {name}", *_cells(quantity), _bar(0, quantity.bytes, scale, console), style="bold")
+    table.add_row("load peak", *_cells(row.load_peak), _bar(0, row.load_peak.bytes, scale, console), style="dim")
+    console.print(table)
+
+
+def _cells(quantity: Quantity) -> tuple[str, str, str, str]:
+    exact = quantity.low_bytes == quantity.high_bytes
+    low, high = ("", "") if exact else (_gib(quantity.low_bytes), _gib(quantity.high_bytes))
+    return _gib(quantity.bytes), low, high, quantity.basis
+
+
+def _bar(start: int, size: int, scale: int, console: Console) -> str:
+    """A bar from ``start``, ``size`` long, of ``scale`` in all."""
+    full, empty = ("█", "·") if console.encoding.lower().startswith("utf") else ("#", ".")
+    first = round(_BAR_COLUMNS * start / scale)
+    length = max(round(_BAR_COLUMNS * (start + size) / scale) - first, 1 if size else 0)
+    first = min(first, _BAR_COLUMNS - length)
+    return empty * first + full * length + empty * (_BAR_COLUMNS - first - length)
+
+
+def _print_split(answer: Estimate, console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="layers split", title_justify="left", title_style="dim")
+    for name in ("GPU", "layers", "weights", "device GiB", ""):
+        table.add_column(name, justify="left" if name in ("GPU", "") else "right")
+    scale = max(answer.capacity_bytes or 0, answer.fullest.device.bytes)
+    for index, row in enumerate(answer.ledgers):
+        first, end = row.layers or (0, 0)
+        table.add_row(
+            str(index),
+            f"{first}–{end - 1}" if end > first else "none",
+            _gib(row.components["weights"].bytes),
+            _gib(row.device.bytes),
+            _bar(0, row.device.bytes, scale, console),
+        )
+    console.print(table)
+
+
+def _print_notes(answer: Estimate, console: Console) -> None:
+    console.print()
+    if answer.fits is False:
+        for lever in answer.levers:
+            outcome = "fits" if lever.fits else "still too much"
+            console.print(f"  {escape(lever.change)}: {_gib(lever.device_bytes)} GiB, {outcome}")
+    elif answer.gpu is not None:
+        console.print(
+            f"At most {answer.max_sequences:,} such sequences, or {answer.max_tokens:,} tokens in each of "
+            f"{answer.request.batch_size:,}."
+        )
+    rule = answer.rule_of_thumb
+    console.print(f"[dim]The rule of thumb says {rule.total_bytes / 1e9:,.1f} GB ({_gib(rule.total_bytes)} GiB).[/]")
+    for warning in answer.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+
+
+def print_gpus(rows: Iterable[Gpu], console: Console) -> None:
+    """The GPU table."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("GPU", "kind", "MiB", "capability", "SMs", "GB/s"):
+        table.add_column(name, justify="left" if name in ("GPU", "kind") else "right", no_wrap=True)
+    for gpu in rows:
+        capability = ".".join(map(str, gpu.capability)) if gpu.capability else "?"
+        speed = f"{gpu.bandwidth_bytes_per_s / 1e9:,.0f}" if gpu.bandwidth_bytes_per_s else "?"
+        table.add_row(gpu.name, gpu.kind, f"{gpu.total_bytes >> 20:,}", capability, str(gpu.sms or "?"), speed)
+    console.print(table)
+
+
+def print_models(rows: Iterable[Entry], console: Console) -> None:
+    """The catalogue."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("model", "parameters", "Hub id"):
+        table.add_column(name, justify="right" if name == "parameters" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, f"{row.parameters / 1e9:,.2f} B", row.id)
+    console.print(table)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GiB:,.2f}"
