@@ -93,7 +93,7 @@ def served_format(group: TensorGroup, *, dtype: str, quantization: str | None) -
 
 def _serve(group: TensorGroup, dtype: str, quantization: str | None) -> ServedGroup:
     row = find_format(served_format(group, dtype=dtype, quantization=quantization))
-    allocations = row.allocations(group.shape)
+    allocations = row.allocations(group.matrix if group.converts else group.shape)
     halves = _WARMUP_HALVES.get(row.name)
     return ServedGroup(
         group=group,

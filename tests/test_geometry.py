@@ -10,6 +10,11 @@ from analytic.models.geometry import Attention, FeedForward, LatentAttention, La
 from profiler.config_defaults import PATH, fresh_defaults, rendered
 from tests.tiny_models import tiny_config, tiny_hf_config
 
+Shapes = dict[str, tuple[int, ...]]
+
+ABSENT = (-1,)
+"""Expected shape of a parameter that must not exist."""
+
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
 
 
@@ -66,7 +71,7 @@ def test_mistral3_takes_the_nested_model_type():
 
 
 def test_flat_qwen2_vl_config_is_its_own_text_model():
-    flat = {"model_type": "qwen2_vl", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12}
+    flat = {"model_type": "qwen2_vl", "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2}
     assert read_geometry(flat).model_type == "qwen2_vl_text"
 
 
@@ -161,7 +166,7 @@ def test_geometry_agrees_with_the_modules_that_transformers_builds(model_type: s
             assert part is None or verified(part, layer, shapes)
 
 
-def verified(part: object, layer: Layer, shapes: dict[str, tuple[int, ...]]) -> bool:
+def verified(part: object, layer: Layer, shapes: Shapes) -> bool:
     """Whether each parameter that tells a size of this half of the layer tells the same; at least one must."""
     facts = [
         (shapes[name], expected)
@@ -173,21 +178,24 @@ def verified(part: object, layer: Layer, shapes: dict[str, tuple[int, ...]]) -> 
     return bool(facts)
 
 
-def attention_shapes(part: Attention, layer: Layer) -> dict[str, tuple[int, ...]]:
-    keys = (part.kv_heads * part.head_dim,)
+def attention_shapes(part: Attention, layer: Layer) -> Shapes:
     fused = ((part.heads + 2 * part.kv_heads) * part.head_dim,)
-    conv1d_fused = (64, *fused)  # gpt2's Conv1D is [in, out]
     return {
-        "k_proj.weight": keys,
+        "k_proj.weight": (part.kv_heads * part.head_dim,),
         "v_proj.weight": (part.kv_heads * part.v_head_dim,),
         "query_key_value.weight": fused,
         "self_attn.qkv_proj.weight": fused,
         "Wqkv.weight": fused,
-        "attn.c_attn.weight": conv1d_fused if part.kv_heads == part.heads else fused,
+        "attn.c_attn.weight": (64, *fused) if is_conv1d(layer) else fused,
     }
 
 
-def latent_shapes(part: LatentAttention, layer: Layer) -> dict[str, tuple[int, ...]]:
+def is_conv1d(layer: Layer) -> bool:
+    """GPT-2 keeps its weights as [in, out]; its multi-query offspring does not."""
+    return isinstance(layer.mixer, Attention) and not layer.mixer.rotary and layer.mixer.kv_heads > 1
+
+
+def latent_shapes(part: LatentAttention, layer: Layer) -> Shapes:
     return {
         "kv_a_proj_with_mqa.weight": (part.kv_lora_rank + part.qk_rope_head_dim,),
         "kv_b_proj.weight": (part.heads * (part.qk_nope_head_dim + part.v_head_dim), part.kv_lora_rank),
@@ -195,7 +203,7 @@ def latent_shapes(part: LatentAttention, layer: Layer) -> dict[str, tuple[int, .
     }
 
 
-def recurrent_shapes(part: Recurrent, layer: Layer) -> dict[str, tuple[int, ...]]:
+def recurrent_shapes(part: Recurrent, layer: Layer) -> Shapes:
     convolution = (part.conv_channels, 1, part.conv_kernel)
     return {
         "conv1d.weight": convolution,
@@ -205,33 +213,32 @@ def recurrent_shapes(part: Recurrent, layer: Layer) -> dict[str, tuple[int, ...]
     }
 
 
-def dense_shapes(part: FeedForward, layer: Layer) -> dict[str, tuple[int, ...]]:
-    width, both = part.intermediate_size, 2 * part.intermediate_size
-    assert part.fused or not part.gated or "gate" not in ""
+def dense_shapes(part: FeedForward, layer: Layer) -> Shapes:
+    width = (part.intermediate_size,)
+    both = (2 * part.intermediate_size,) if part.fused else ABSENT
     return {
-        "mlp.up_proj.weight": (width,),
-        "mlp.gate_proj.weight": (width,) if part.gated and not part.fused else (-1,),
-        "mlp.gate_up_proj.weight": (both,) if part.fused else (-1,),
-        "shared_mlp.input_linear.weight": (both,) if part.fused else (-1,),
-        "feed_forward.up_proj.weight": (width,),
-        "feed_forward.w1.weight": (width,),
-        "mixer.up_proj.weight": (width,),
-        "mlp.fc1.weight": (width,),
-        "layers.fc1.weight": (width,),
-        "fc1.weight": (width,),
-        "mlp.dense_h_to_4h.weight": (width,),
-        "mlp.fc_in.weight": (width,),
-        "ffn.up_proj.weight": (width,),
-        "mlp.c_proj.weight": (),
-        "mlp.c_fc.weight": (),
+        "mlp.up_proj.weight": width if not part.fused else ABSENT,
+        "mlp.gate_proj.weight": width if part.gated and not part.fused else ABSENT,
+        "mlp.gate_up_proj.weight": both,
+        "shared_mlp.input_linear.weight": both,
+        "feed_forward.up_proj.weight": width,
+        "feed_forward.gate_proj.weight": width if part.gated else ABSENT,
+        "feed_forward.w1.weight": width,
+        "mixer.up_proj.weight": width,
+        "fc1.weight": width if not part.gated else ABSENT,
+        "mlp.dense_h_to_4h.weight": width if not part.gated else ABSENT,
+        "mlp.fc_in.weight": width if not part.gated else ABSENT,
+        "ffn.up_proj.weight": width,
+        "mlp.c_fc.weight": (64, *width) if is_conv1d(layer) else width,
     }
 
 
-def expert_shapes(part: MixtureOfExperts, layer: Layer) -> dict[str, tuple[int, ...]]:
+def expert_shapes(part: MixtureOfExperts, layer: Layer) -> Shapes:
     shared = (part.shared_intermediate_size,)
     return {
         "experts.down_proj": (part.experts,),
-        "experts.up_proj": (part.experts, part.intermediate_size) if not part.gated else (-1,),
+        "experts.gate_up_proj": (part.experts,) if part.gated else ABSENT,
+        "experts.up_proj": (part.experts, part.intermediate_size) if not part.gated else ABSENT,
         "shared_expert.up_proj.weight": shared,
         "shared_experts.up_proj.weight": shared,
         "shared_mlp.input_linear.weight": (2 * part.shared_intermediate_size,),

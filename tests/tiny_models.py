@@ -63,7 +63,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "llama4_text": {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 80},
     "mamba": {"state_size": 8},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 8},
-    "mpt": {"expansion_ratio": 2},
     "nemotron_h": {
         "hybrid_override_pattern": "ME*-M",
         "mamba_num_heads": 8,

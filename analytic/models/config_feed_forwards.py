@@ -23,14 +23,9 @@ def dense(
     return feed_forward
 
 
-def bloom_mlp(config: Config, kind: str, index: int) -> FeedForward:
-    """Always four times the hidden size."""
+def quadruple(config: Config, kind: str, index: int) -> FeedForward:
+    """Always four times the hidden size (``models/bloom``, ``models/mpt`` despite its ``expansion_ratio``)."""
     return FeedForward(intermediate_size=4 * config.size("hidden_size"), gated=False)
-
-
-def mpt_mlp(config: Config, kind: str, index: int) -> FeedForward:
-    """``expansion_ratio`` times the hidden size."""
-    return FeedForward(intermediate_size=config.size("expansion_ratio") * config.size("hidden_size"), gated=False)
 
 
 def lfm_mlp(config: Config, kind: str, index: int) -> FeedForward:

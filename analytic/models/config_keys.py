@@ -25,7 +25,7 @@ KEYS = (
     *("sliding_window_pattern", "use_bidirectional_attention", "attention_chunk_size", "full_attention_interval"),
     *("no_rope_layers", "no_rope_layer_interval", "position_embedding_type", "hybrid_override_pattern"),
     *("attn_layer_indices", "attn_layer_period", "attn_layer_offset", "full_attn_idxs"),
-    *("intermediate_size", "intermediate_size_mlp", "n_inner", "ffn_dim", "ffn_hidden_size", "expansion_ratio"),
+    *("intermediate_size", "intermediate_size_mlp", "n_inner", "ffn_dim", "ffn_hidden_size"),
     *("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "hidden_act"),
     *("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"),
     *("n_shared_experts", "shared_expert_intermediate_size", "shared_intermediate_size"),
@@ -146,5 +146,7 @@ def checked_size(model_type: str, key: str, value: object) -> int:
 
 def reject(model_type: str, key: str, value: object) -> NoReturn:
     """Raise the error of a key whose value cannot be meant."""
-    shown = "is missing" if value is None else f"is {str(value)[:60]!r}"
-    raise UllageError(f"config.json ({model_type}): {key} {shown}", hint=f"give {key} a value that the model can have")
+    shown = "is missing" if value is None else f"cannot be {repr(value)[:60]}"
+    raise UllageError(
+        f"config.json ({model_type}): {key} {shown}", hint="compare with the model's published config.json"
+    )

@@ -1,0 +1,38 @@
+# make demo: the main job without torch. make test: everything that is checked.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/.installed
+	$(BIN)/ullage rule 70B --bits 16 --gpu-memory 80GB
+	@for format in '' '--quantization bnb-int8' '--quantization bnb-nf4'; do \
+	  echo; echo "$$ ullage estimate llama-2-70b --gpu h100-80gb $$format"; \
+	  $(BIN)/ullage estimate llama-2-70b --gpu h100-80gb $$format || [ $$? -eq 3 ] || exit 1; \
+	done
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ullage needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+# torch first and alone: its exact pin resolves to a CPU build where an index offers one.
+.venv/.installed-dev: .venv/.installed constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv
