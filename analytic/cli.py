@@ -21,6 +21,7 @@ DOES_NOT_FIT = 3
 @app.command
 def rule(
     parameters: str,
+    /,
     *,
     bits: int = 16,
     gpu_memory: str = "80GB",
@@ -65,6 +66,7 @@ def rule(
 @app.command
 def estimate(
     model: str,
+    /,
     *,
     gpu: str | None = None,
     gpu_memory: str | None = None,

@@ -106,6 +106,24 @@ def test_kimi_k2_is_read_as_deepseek_v3():
     )
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"sliding_window": 8},
+        {"attention_chunk_size": 8},
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ],
+)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "phi3", "gpt_bigcode", "falcon", "mixtral"])
+def test_window_keys_count_even_where_the_class_has_none(model_type: str, extra: dict[str, Any]):
+    from transformers import AutoConfig, DynamicCache
+
+    cache = DynamicCache(config=AutoConfig.for_model(model_type, num_hidden_layers=2, **extra))
+    geometry = read_geometry({"model_type": model_type, "num_hidden_layers": 2, **extra})
+    windows = [layer.mixer.window_tokens for layer in geometry.layers if isinstance(layer.mixer, Attention)]
+    assert windows == [getattr(layer, "sliding_window", None) for layer in cache.layers]
+
+
 def test_unknown_model_type_is_named():
     with pytest.raises(UllageError, match="frobnicator") as error:
         read_geometry({"model_type": "frobnicator"})
@@ -172,7 +190,7 @@ def verified(part: object, layer: Layer, shapes: Shapes) -> bool:
         (shapes[name], expected)
         for suffix, expected in EXPECTED[type(part)](part, layer).items()
         for name in shapes
-        if name.endswith(suffix) and "bias" not in name
+        if f".{name}".endswith(f".{suffix}")
     ]
     assert all(shape[: len(expected)] == expected for shape, expected in facts), (part, facts)
     return bool(facts)
@@ -205,11 +223,12 @@ def latent_shapes(part: LatentAttention, layer: Layer) -> Shapes:
 
 def recurrent_shapes(part: Recurrent, layer: Layer) -> Shapes:
     convolution = (part.conv_channels, 1, part.conv_kernel)
+    state = {"A_log": (part.inner_size, part.state_elements // part.inner_size)} if part.kind == "mamba" else {}
     return {
         "conv1d.weight": convolution,
         "conv.conv.weight": convolution,
-        "A_log": (part.inner_size, part.state_elements // part.inner_size) if part.kind == "mamba" else (),
         "output_gate.weight": (part.inner_size,),
+        **state,
     }
 
 

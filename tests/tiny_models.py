@@ -1,4 +1,4 @@
-"""A tiny raw config.json a model type: what a published file could hold, four layers wide enough to tell sizes apart."""
+"""A tiny raw config.json a model type: four layers, and sizes that differ enough to be told apart."""
 
 from typing import Any
 
@@ -26,6 +26,7 @@ COMMON: dict[str, Any] = {
 """Set wherever the configuration class has the key, under the family's own name for it."""
 
 _LATENT = {
+    "num_key_value_heads": 4,
     "head_dim": 8,
     "q_lora_rank": 24,
     "kv_lora_rank": 16,
@@ -43,6 +44,7 @@ _DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 _HALF_SLIDES = {"use_sliding_window": True, "max_window_layers": 2}
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -73,7 +75,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "qwen2": _HALF_SLIDES,
+    "qwen2_5_vl_text": _MROPE,
     "qwen2_moe": {"use_sliding_window": True, "max_window_layers": 3},
+    "qwen2_vl_text": _MROPE,
     "qwen3": _HALF_SLIDES,
     "qwen3_5_moe_text": _DELTA,
     "qwen3_5_text": _DELTA,

@@ -10,15 +10,30 @@ from analytic.hardware import Gpu, context_range
 from analytic.ledger import Ledger, Part
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
-from analytic.quantity import Quantity, bounded, exact
+from analytic.quantity import Quantity, bounded, exact, round_up
 from analytic.request import Request
-from analytic.state import cached_tokens, growth_transient_bytes, sequence_state_bytes
+from analytic.state import (
+    cached_tokens,
+    growth_transient_bytes,
+    sequence_state_allocations,
+    sequence_state_bytes,
+)
 from analytic.weights import ServedGroup, Weights, weigh
 
-GROWTH_SLACK = (0.0, 1.0, 3.0)
-"""Assumed bytes that torch.cat's growth leaves cached, as multiples of the final cache (low, middle, high).
+_MIB = 2**20
+_LARGE_SEGMENT_BYTES = 10 * _MIB
+_SEGMENT_STEP_BYTES = 2 * _MIB
+"""From 10 MiB a request gets its own segment, in steps of 2 MiB (c10/core/AllocatorConfig.h)."""
 
-A 7B model at batch 2, 512 + 1,024 tokens reserved 2.3 times its cache beyond what it had allocated (simulated)."""
+RESTING_SLACK = (0.0, 0.15, 0.5)
+"""Assumed share of the cache's bytes that its segments waste (low, middle, high)."""
+
+GROWN_SLACK = (0.0, 0.4, 1.0)
+"""Assumed share of outgrown segments that stay cached and fit nothing else (low, middle, high)."""
+
+GROWN_SLACK_LIMIT = (0.0, 1.0, 3.0)
+"""The same, as multiples of the final cache. A 7B model at batch 2 and 512 + 1,024 tokens wasted 2.4 times its cache in
+a simulation of the allocator; wide prefill blocks that merge again bring it near 0.1."""
 
 STAGED_TENSORS_HIGH = 4
 """Tensors that may be staged at once while loading (transformers/core_model_loading.py, GLOBAL_WORKERS)."""
@@ -230,11 +245,27 @@ def _workspace(share: Share, gpu: Gpu | None) -> tuple[Quantity, tuple[Part, ...
 
 
 def _slack(phases: list[_Phase], share: Share) -> Quantity:
-    """Reserved but not allocated at the end: what earlier phases left cached, and what a growing cache leaves."""
-    left = max(phase.activations.bytes for phase in phases) - phases[-1].activations.bytes
-    grown = phases[-1].state_bytes if len(phases) > 1 else 0
-    low, middle, high = (round(factor * grown) for factor in GROWTH_SLACK)
+    """Reserved but not allocated at the end: cached blocks of earlier phases, and segments that the cache outgrew."""
+    last = phases[-1]
+    left = max(phase.activations.bytes for phase in phases) - last.activations.bytes
+    outgrown = _outgrown_bytes(share.geometry, phases[0].state_bytes, last.state_bytes)
+    low, middle, high = (
+        round(resting * last.state_bytes + max(0, min(grown * outgrown, limit * last.state_bytes) - absorbed))
+        for resting, grown, limit, absorbed in zip(
+            RESTING_SLACK, GROWN_SLACK, GROWN_SLACK_LIMIT, (left, left, 0), strict=True
+        )
+    )
     return bounded(low, middle, high + left + share.staging_bytes, "assumed")
+
+
+def _outgrown_bytes(geometry: Geometry, first_bytes: int, last_bytes: int) -> int:
+    """Segments of every size that the cache's tensors had before their last: a tensor grows a token a step."""
+    tensors = max(1, sequence_state_allocations(geometry))
+    step = _SEGMENT_STEP_BYTES
+    first = max(_LARGE_SEGMENT_BYTES, round_up(first_bytes // tensors, step)) // step
+    end = round_up(last_bytes // tensors, step) // step
+    outgrown = range(first, end)
+    return tensors * step * (outgrown.start + outgrown.stop - 1) * len(outgrown) // 2
 
 
 def _context(gpu: Gpu | None) -> Quantity:

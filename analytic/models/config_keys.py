@@ -21,12 +21,12 @@ KEYS = (
     *("num_attention_heads", "num_key_value_heads", "num_kv_heads", "head_dim", "v_head_dim"),
     *("multi_query", "new_decoder_architecture", "parallel_attn", "use_parallel_residual", "alibi"),
     *("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"),
-    *("layer_types", "layers_block_type", "sliding_window", "use_sliding_window", "max_window_layers"),
+    *("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
     *("sliding_window_pattern", "use_bidirectional_attention", "attention_chunk_size", "full_attention_interval"),
     *("no_rope_layers", "no_rope_layer_interval", "position_embedding_type", "hybrid_override_pattern"),
     *("attn_layer_indices", "attn_layer_period", "attn_layer_offset", "full_attn_idxs"),
     *("intermediate_size", "intermediate_size_mlp", "n_inner", "ffn_dim", "ffn_hidden_size"),
-    *("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "hidden_act"),
+    *("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"),
     *("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"),
     *("n_shared_experts", "shared_expert_intermediate_size", "shared_intermediate_size"),
     *("moe_num_shared_experts", "moe_shared_expert_intermediate_size"),
@@ -50,7 +50,6 @@ LEGACY_KEYS: Mapping[tuple[str, str], str] = {
     ("lfm2", "intermediate_size"): "block_ff_dim",
     ("nemotron_h", "n_groups"): "mamba_n_groups",
     ("nemotron_h", "conv_kernel"): "mamba_d_conv",
-    ("nemotron_h", "expand"): "mamba_expand",
 }
 """(model type, key) to the older name of published files, which the configuration's ``__post_init__`` still takes."""
 

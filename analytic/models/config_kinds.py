@@ -9,8 +9,9 @@ CONV, HYBRID, MLP, MOE = "conv", "hybrid", "mlp", "moe"
 
 
 def uniform(config: Config) -> list[str]:
-    """Sliding wherever the config has a window (``cache_utils.get_layer_types_and_kwargs``)."""
-    kind = SLIDING if config.get("sliding_window") is not None else FULL
+    """The same throughout, by the keys that ``cache_utils.get_layer_types_and_kwargs`` looks for in any config."""
+    chunked = config.get("attention_chunk_size") is not None
+    kind = SLIDING if config.get("sliding_window") is not None else CHUNKED if chunked else FULL
     return [kind] * config.size("num_hidden_layers")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from analytic.models.config_keys import Config
-from analytic.models.config_kinds import CHUNKED, SLIDING, rotated_layers
+from analytic.models.config_kinds import CHUNKED, FULL, SLIDING, rotated_layers
 from analytic.models.geometry import Attention, LatentAttention, Recurrent
 
 FLOAT32_BYTES = 4
@@ -73,7 +73,14 @@ def bigcode(config: Config, kind: str, index: int) -> Attention:
     """Multi-query attention, or a key head a query head."""
     heads, size = config.size("num_attention_heads"), divided_head_dim(config)
     kv_heads = 1 if config.flag("multi_query") else heads
-    return Attention(heads=heads, kv_heads=kv_heads, head_dim=size, v_head_dim=size, rotary=False)
+    return Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=size,
+        v_head_dim=size,
+        window_tokens=window_tokens(config, kind),
+        rotary=False,
+    )
 
 
 def falcon(config: Config, kind: str, index: int) -> Attention:
@@ -86,13 +93,16 @@ def falcon(config: Config, kind: str, index: int) -> Attention:
         kv_heads=own_heads if new or not config.flag("multi_query") else 1,
         head_dim=size,
         v_head_dim=size,
+        window_tokens=window_tokens(config, kind),
         rotary=not config.flag("alibi"),
         cached_heads=heads if new else None,
     )
 
 
 def latent(config: Config, kind: str, index: int) -> LatentAttention:
-    """Multi-head latent attention."""
+    """Multi-head latent attention, never windowed."""
+    if kind != FULL:
+        config.reject("sliding_window", config.get("sliding_window"))
     return LatentAttention(
         heads=config.size("num_attention_heads"),
         q_lora_rank=config.optional_size("q_lora_rank"),

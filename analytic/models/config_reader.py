@@ -6,7 +6,6 @@ The rows follow what the configuration classes of transformers 5.23 compute in `
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from analytic.errors import UllageError
 from analytic.models import config_feed_forwards as mlp
@@ -29,8 +28,6 @@ ALIASES: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
 _LEGACY_KINDS: Mapping[str, str] = {
     "attention": FULL,
     "mamba": LINEAR,
-    "sparse": FULL,
-    "short_conv": CONV,
 }
 """Layer names of older files (``configuration_utils.remap_legacy_layer_types``)."""
 
@@ -49,7 +46,7 @@ class Family:
     feed_forward: Callable[[Config, str, int], FeedForwardKind] = _GATED
     parallel: Callable[[Config], bool] = lambda _: False
     listed: bool = True
-    """Whether the class reads ``layer_types`` from the file."""
+    """Whether the cache follows ``layer_types`` of the file; not where the class computes it as a property."""
 
 
 def _always(_: Config) -> bool:
@@ -64,9 +61,7 @@ def _falcon_parallel(config: Config) -> bool:
     return config.flag("new_decoder_architecture") or config.flag("parallel_attn")
 
 
-_plain = partial(Family, kinds=kinds.all_full, listed=False)
-_LLAMA = _plain()
-_MISTRAL = Family(listed=False)
+_LLAMA = Family()
 _QWEN_WINDOW = kinds.sliding_from(gated=True)
 _QWEN_EXPERTS = mlp.experts("num_experts", width="moe_intermediate_size", sparse=mlp.qwen_sparse)
 _QWEN_SHARED = mlp.experts(
@@ -95,7 +90,7 @@ _GRANITE_SHARED = mlp.experts(
 )
 _GPT2_MLP = mlp.dense("n_inner", gated=False, times_hidden=4)
 _NEXT_KINDS = kinds.every("full_attention_interval", LINEAR, default=4)
-_UNGATED = _plain(feed_forward=mlp.dense(gated=False))
+_UNGATED = Family(feed_forward=mlp.dense(gated=False))
 
 
 def _granite_attention(config: Config, kind: str, index: int) -> Attention:
@@ -104,16 +99,16 @@ def _granite_attention(config: Config, kind: str, index: int) -> Attention:
 
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
-    "mistral": _MISTRAL,
+    "mistral": _LLAMA,
     "ministral": Family(),
-    "ministral3": _MISTRAL,
-    "mixtral": Family(feed_forward=mlp.experts(), listed=False),
+    "ministral3": _LLAMA,
+    "mixtral": Family(feed_forward=mlp.experts()),
     "qwen2": Family(kinds=_QWEN_WINDOW),
     "qwen2_moe": Family(kinds=kinds.alternate_below, feed_forward=_QWEN_SHARED),
     "qwen2_vl_text": Family(kinds=_QWEN_WINDOW),
     "qwen2_5_vl_text": Family(kinds=_QWEN_WINDOW),
     "qwen3": Family(kinds=_QWEN_WINDOW),
-    "qwen3_moe": Family(kinds=kinds.uniform_if_used, feed_forward=_QWEN_EXPERTS, listed=False),
+    "qwen3_moe": Family(kinds=kinds.uniform_if_used, feed_forward=_QWEN_EXPERTS),
     "qwen3_vl_text": _LLAMA,
     "qwen3_next": Family(kinds=_NEXT_KINDS, recurrent=mixers.gated_delta_net, feed_forward=_QWEN_SHARED),
     "qwen3_5_text": Family(kinds=_NEXT_KINDS, recurrent=mixers.gated_delta_net),
@@ -121,33 +116,33 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": _LLAMA,
     "gemma2": Family(kinds=kinds.every(2)),
     "gemma3_text": Family(kinds=kinds.every("sliding_window_pattern", default=6)),
-    "phi": _plain(feed_forward=mlp.dense(gated=False), parallel=_always),
-    "phi3": Family(feed_forward=mlp.dense(fused=True), listed=False),
-    "phimoe": Family(feed_forward=mlp.experts(), listed=False),
-    "deepseek_v2": _plain(attention=mixers.latent, feed_forward=_DEEPSEEK_EXPERTS),
-    "deepseek_v3": _plain(attention=mixers.latent, feed_forward=_DEEPSEEK_EXPERTS),
+    "phi": Family(feed_forward=mlp.dense(gated=False), parallel=_always),
+    "phi3": Family(feed_forward=mlp.dense(fused=True)),
+    "phimoe": Family(feed_forward=mlp.experts()),
+    "deepseek_v2": Family(attention=mixers.latent, feed_forward=_DEEPSEEK_EXPERTS),
+    "deepseek_v3": Family(attention=mixers.latent, feed_forward=_DEEPSEEK_EXPERTS),
     "gpt_oss": Family(kinds=kinds.every(2), feed_forward=mlp.experts()),
-    "glm": _plain(feed_forward=mlp.dense(fused=True)),
-    "glm4": _plain(feed_forward=mlp.dense(fused=True)),
-    "glm4_moe": _plain(feed_forward=_DEEPSEEK_EXPERTS),
+    "glm": Family(feed_forward=mlp.dense(fused=True)),
+    "glm4": Family(feed_forward=mlp.dense(fused=True)),
+    "glm4_moe": Family(feed_forward=_DEEPSEEK_EXPERTS),
     "dots1": Family(kinds=kinds.sliding_from(gated=False), feed_forward=_DEEPSEEK_EXPERTS),
-    "falcon": _plain(
+    "falcon": Family(
         attention=mixers.falcon,
         feed_forward=mlp.dense("ffn_hidden_size", gated=False, times_hidden=4),
         parallel=_falcon_parallel,
     ),
-    "bloom": _plain(attention=mixers.unrotated, feed_forward=mlp.quadruple),
-    "opt": _plain(attention=mixers.unrotated, feed_forward=mlp.dense("ffn_dim", gated=False)),
-    "gpt2": _plain(attention=mixers.unrotated, feed_forward=_GPT2_MLP),
-    "gptj": _plain(feed_forward=_GPT2_MLP, parallel=_always),
-    "gpt_neox": _plain(feed_forward=mlp.dense(gated=False), parallel=_if_parallel_residual),
-    "gpt_bigcode": _plain(attention=mixers.bigcode, feed_forward=_GPT2_MLP),
-    "mpt": _plain(attention=mixers.unrotated, feed_forward=mlp.quadruple),
-    "starcoder2": Family(feed_forward=mlp.dense(gated=False), listed=False),
+    "bloom": Family(attention=mixers.unrotated, feed_forward=mlp.quadruple),
+    "opt": Family(attention=mixers.unrotated, feed_forward=mlp.dense("ffn_dim", gated=False)),
+    "gpt2": Family(attention=mixers.unrotated, feed_forward=_GPT2_MLP),
+    "gptj": Family(feed_forward=_GPT2_MLP, parallel=_always),
+    "gpt_neox": Family(feed_forward=mlp.dense(gated=False), parallel=_if_parallel_residual),
+    "gpt_bigcode": Family(attention=mixers.bigcode, feed_forward=_GPT2_MLP),
+    "mpt": Family(attention=mixers.unrotated, feed_forward=mlp.quadruple),
+    "starcoder2": Family(feed_forward=mlp.dense(gated=False)),
     "smollm3": Family(kinds=kinds.smollm, attention=mixers.rotated_by_layer),
     "granite": _LLAMA,
-    "granitemoe": _plain(feed_forward=mlp.experts()),
-    "granitemoeshared": _plain(feed_forward=mlp.experts(shared=mlp.shared_size("shared_intermediate_size"))),
+    "granitemoe": Family(feed_forward=mlp.experts()),
+    "granitemoeshared": Family(feed_forward=mlp.experts(shared=mlp.shared_size("shared_intermediate_size"))),
     "granitemoehybrid": Family(
         kinds=kinds.all_linear,
         attention=_granite_attention,
@@ -166,12 +161,12 @@ FAMILIES: Mapping[str, Family] = {
     "olmo": _LLAMA,
     "olmo2": _LLAMA,
     "olmo3": Family(kinds=kinds.every(4)),
-    "olmoe": _plain(feed_forward=mlp.experts("num_experts")),
-    "cohere": _plain(parallel=_always),
+    "olmoe": Family(feed_forward=mlp.experts("num_experts")),
+    "cohere": Family(parallel=_always),
     "cohere2": Family(
         kinds=kinds.every("sliding_window_pattern", default=4), attention=mixers.rotated_if_sliding, parallel=_always
     ),
-    "stablelm": _plain(parallel=_if_parallel_residual),
+    "stablelm": Family(parallel=_if_parallel_residual),
     "llama4_text": Family(
         kinds=kinds.llama4,
         attention=mixers.rotated_by_layer,
@@ -205,9 +200,9 @@ FAMILIES: Mapping[str, Family] = {
     "internlm3": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "ernie4_5": _LLAMA,
-    "ernie4_5_moe": _plain(feed_forward=_ERNIE_EXPERTS),
+    "ernie4_5_moe": Family(feed_forward=_ERNIE_EXPERTS),
     "minimax": Family(kinds=kinds.lightning, recurrent=mixers.lightning_attention, feed_forward=mlp.experts()),
-    "minimax_m2": _plain(feed_forward=mlp.experts()),
+    "minimax_m2": Family(feed_forward=mlp.experts()),
     "exaone4": Family(kinds=kinds.exaone, attention=mixers.rotated_if_sliding),
     "lfm2": Family(kinds=kinds.conv_between, recurrent=mixers.short_convolution, feed_forward=mlp.lfm_mlp),
     "lfm2_moe": Family(

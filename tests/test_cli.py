@@ -1,0 +1,147 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analytic.cli import main
+
+HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "scipy", "matplotlib", "numpy", "huggingface_hub")
+
+
+def ullage(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    printed = capsys.readouterr()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, printed.out, printed.err
+
+
+def test_the_rule_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ullage("rule", "70B", "--bits", "16", "--gpu-memory", "80GB", "--json", capsys=capsys)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "schema_version": "1",
+        "parameters": 70 * 10**9,
+        "bits": 16,
+        "base_bytes": 280 * 10**9,
+        "quantized_bytes": 140 * 10**9,
+        "overhead_fraction": 0.2,
+        "total_bytes": 168 * 10**9,
+        "gpu_memory_bytes": 80 * 10**9,
+        "gpus_needed": 3,
+    }
+
+
+def test_the_estimate_as_json_holds_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ullage("estimate", "llama-2-70b", "--gpu", "h100-80gb:2", "--json", capsys=capsys)
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert {"schema_version", "model", "request", "per_gpu", "sequence_state_bytes_per_token", "verdict"} <= set(document)
+    assert {"capacity", "rule_of_thumb", "warnings", "not_modeled", "calibration"} <= set(document)
+    assert document["model"]["parameters"] == 68_976_648_192
+    assert document["request"]["pipeline_parallel_size"] == 2
+    row = document["per_gpu"][1]
+    assert row["rank"] == "tp0/pp1"
+    assert row["capacity_bytes"] == 81559 * 2**20
+    assert set(row["components"]) == {
+        "weights",
+        "sequence_state",
+        "activations",
+        "workspace",
+        "allocator_slack",
+        "context",
+    }
+    for quantity in [*row["components"].values(), *row["totals"].values(), row["load_peak"]]:
+        assert quantity["low_bytes"] <= quantity["bytes"] <= quantity["high_bytes"]
+        assert quantity["basis"] in {"exact", "measured", "traced", "fitted", "assumed"}
+
+
+def test_does_not_fit_is_exit_code_3_with_the_levers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ullage("estimate", "llama-2-70b", "--gpu", "h100-80gb", capsys=capsys)
+    assert code == 3
+    assert "does not fit" in out
+    assert "2 of them hold it" in out
+    assert "--quantization bnb-nf4" in out
+
+
+def test_without_a_gpu_there_is_one_row_without_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ullage("estimate", "llama-2-7b", "--json", capsys=capsys)
+    document = json.loads(out)
+    assert code == 0
+    assert len(document["per_gpu"]) == 1
+    assert document["per_gpu"][0]["capacity_bytes"] is None
+    assert document["verdict"] == {"fits": None, "certain": True, "gpus_needed": None, "short_by_bytes": None}
+
+
+def test_tokens_are_read_as_vllm_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for text, tokens in (("32k", 32_000), ("32K", 32_768), ("1.5k", 1_500)):
+        _, out, _ = ullage("estimate", "llama-2-7b", "--prompt-tokens", text, "--json", capsys=capsys)
+        assert json.loads(out)["request"]["prompt_tokens"] == tokens
+
+
+def test_the_document_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "answer.json"
+    code, out, _ = ullage("estimate", "gpt2", "--dtype", "float32", "-o", str(file), capsys=capsys)
+    assert code == 0
+    assert json.loads(file.read_text())["model"]["id"]
+    assert "weights" in out
+
+
+@pytest.mark.parametrize("command", ["gpus", "models"])
+def test_the_tables_as_text_and_as_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ullage(command, capsys=capsys)[0] == 0
+    code, out, _ = ullage(command, "--json", capsys=capsys)
+    assert code == 0
+    assert len(json.loads(out)[command]) >= 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["estimate", "no-such-model"], 1, "no-such-model"),
+        (["estimate", "./no/such/path"], 1, "no/such/path"),
+        (["estimate", "llama-2-7b", "--gpu", "h1000"], 2, "h1000"),
+        (["estimate", "llama-2-7b", "--dtype", "int3"], 2, "int3"),
+        (["estimate", "llama-2-7b", "--quantization", "q9"], 2, "q9"),
+        (["estimate", "llama-2-7b", "--batch-size", "0"], 2, "batch-size"),
+        (["estimate", "llama-2-7b", "--batch-size", "many"], 2, "many"),
+        (["estimate", "llama-2-7b", "--prompt-tokens", "-5"], 2, "prompt-tokens"),
+        (["estimate", "llama-2-7b", "--prompt-tokens", "nan"], 2, "nan"),
+        (["estimate", "llama-2-7b", "--gpu", "l4", "--gpu-memory", "10GB"], 2, "contradict"),
+        (["estimate", "llama-2-7b", "--gpu-memory", "0GB"], 2, "0GB"),
+        (["estimate", "llama-2-7b", "--frobnicate"], 2, "frobnicate"),
+        (["estimate", "llama-2-7b", "-o", "/no/such/folder/x.json"], 1, "/no/such/folder"),
+        (["estimate"], 2, "MODEL"),
+        (["rule", "many"], 2, "many"),
+        (["rule", "70B", "--bits", "7"], 2, "7"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_hint(
+    arguments: list[str], code: int, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, out, err = ullage(*arguments, capsys=capsys)
+    assert got == code
+    assert out == ""
+    assert named in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_an_estimate_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom analytic.cli import main\n"
+        "try:\n    main(['estimate', 'llama-2-70b', '--json'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_human_output_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (["estimate", "llama-3.1-405b", "--gpu", "h100-80gb:12"], ["rule", "70B"], ["gpus"], ["models"]):
+        _, out, _ = ullage(*arguments, capsys=capsys)
+        assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
