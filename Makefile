@@ -29,9 +29,9 @@ lint: .venv/.installed-dev
 	@touch $@
 
 # torch first and alone: its exact pin resolves to a CPU build where an index offers one.
-.venv/.installed-dev: .venv/.installed constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+.venv/.installed-dev: .venv/.installed .ci/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -12,7 +12,11 @@ from analytic.errors import UllageError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = App(name="ullage", help="How much GPU memory an LLM needs to be served, and how that is known.", help_format="plaintext")
+app = App(
+    name="ullage",
+    help="How much GPU memory an LLM needs to be served, and how that is known.",
+    help_format="plaintext",
+)
 
 DOES_NOT_FIT = 3
 """Exit code of an answer that is no."""

@@ -160,7 +160,12 @@ class Estimate:
 
 
 def estimate(
-    model: str | Model, *, gpu: str | Gpu | None = None, gpus: int | None = None, revision: str | None = None, **flags: Any
+    model: str | Model,
+    *,
+    gpu: str | Gpu | None = None,
+    gpus: int | None = None,
+    revision: str | None = None,
+    **flags: Any,
 ) -> Estimate:
     """Estimate what serving ``model`` needs.
 
@@ -250,8 +255,8 @@ def _chain(model: Model, request: Request, dtype: str, gpu: Gpu | None) -> Chain
     first, layers, last = _weight_chain(model, dtype, request.weight_format)
     whole = ledger(model, request, dtype=dtype, gpu=gpu, span=None, rank="")
     geometry = model.geometry
-    states = {id(layer): state_bytes(replace(geometry, layers=(layer,)), request, dtype) for layer in set(geometry.layers)}
-    by_layer = tuple(w + states[id(layer)] for w, layer in zip(layers, geometry.layers, strict=True))
+    states = {layer: state_bytes(replace(geometry, layers=(layer,)), request, dtype) for layer, _ in geometry.groups}
+    by_layer = tuple(w + states[layer] for w, layer in zip(layers, geometry.layers, strict=True))
     held = whole.components["weights"].bytes + state_bytes(geometry, request, dtype)
     fixed = max(0, whole.device.bytes - held)
     return Chain(first_bytes=first, layer_bytes=by_layer, last_bytes=last, fixed_bytes=fixed)
@@ -295,12 +300,11 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Request, int]]:
         yield "--dtype bfloat16", replace(request, dtype="bfloat16"), gpus
     if request.attention == "eager":
         yield "--attention sdpa", replace(request, attention="sdpa"), gpus
-    if request.batch_size > 1:
-        half = request.batch_size // 2
-        yield f"--batch-size {half}", replace(request, batch_size=half), gpus
-    if request.prompt_tokens > 1:
-        half = request.prompt_tokens // 2
-        yield f"--prompt-tokens {half}", replace(request, prompt_tokens=half), gpus
+    if batch := answer.max_sequences:
+        yield f"--batch-size {batch}", replace(request, batch_size=batch), gpus
+    if answer.max_tokens:
+        prompt = answer.max_tokens - request.output_tokens
+        yield f"--prompt-tokens {prompt}", replace(request, prompt_tokens=prompt), gpus
     if answer.gpus_needed and answer.gpus_needed > gpus and answer.gpu:
         yield f"--gpu {answer.gpu.name}:{answer.gpus_needed}", request, answer.gpus_needed
 
@@ -323,6 +327,9 @@ def _warnings(answer: Estimate) -> Iterator[str]:
             f"{size / GiB:.2f} GiB ({share:.0%} of the weights) stay in {answer.dtype}: "
             f"transformers does not convert {names}{' …' if len(left) > 3 else ''}"
         )
+    loading = max(row.load_peak.bytes + row.components["context"].bytes for row in answer.ledgers)
+    if answer.fits and answer.capacity_bytes is not None and loading > answer.capacity_bytes:
+        yield f"serving fits, but loading peaks at {loading / GiB:.2f} GiB"
     if not answer.is_certain:
         yield "the verdict lies within the bounds: calibrate on this GPU, or leave more headroom"
     limit = answer.model.geometry.max_position_embeddings

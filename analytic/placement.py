@@ -65,4 +65,3 @@ def _with_ends(chain: Chain) -> Sequence[int]:
     sizes[0] += chain.first_bytes
     sizes[-1] += chain.last_bytes
     return sizes
-

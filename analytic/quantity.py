@@ -83,7 +83,7 @@ def parse_bytes(text: str, *, what: str) -> int:
     Raises:
         UsageError: ``text`` is no positive size.
     """
-    return _parse(text, {unit: size for unit, size in _BYTE_UNITS.items()}, what, "80GiB or 80GB", fold=True)
+    return _parse(text, _BYTE_UNITS, what, "80GiB or 80GB", fold=True)
 
 
 def parse_tokens(text: str | int, *, what: str) -> int:

@@ -111,7 +111,7 @@ def _left_out(served: ServedGroup, quantization: str | None) -> bool:
         quantization not in (None, "none")
         and not served.group.converts
         and len(served.group.shape) > 1
-        and served.group.role not in ("embedding", "buffer", "norm")
+        and served.group.role not in ("buffer", "norm")
     )
 
 

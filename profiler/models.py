@@ -21,7 +21,13 @@ from analytic.models.roles import role_of
 _BUILT_AS = {"kimi_k2": "deepseek_v3"}
 """Published model types whose checkpoints name another type's classes as their architecture."""
 
-_FIXED_DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.int32: "int32", torch.bool: "bool", torch.complex64: "complex64"}
+_FIXED_DTYPES = {
+    torch.float32: "float32",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.bool: "bool",
+    torch.complex64: "complex64",
+}
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +37,8 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
         UllageError: the installed transformers cannot build this config.
     """
     model = build(config)
-    groups = tuple(_group(_with_native_format(_with_conversions(list(_tensors(model)), model, config), config)))
+    tensors = _with_conversions(list(_tensors(model)), model)
+    groups = tuple(_group(_with_native_format(tensors, config)))
     return {"architecture": type(model).__name__, "parameters": parameters(groups), "tensors": groups}
 
 
@@ -100,7 +107,7 @@ def _stored(name: str, tensor: Any, model: Any) -> str:
     return "model"
 
 
-def _with_conversions(tensors: list[TensorGroup], model: Any, config: Mapping[str, Any]) -> list[TensorGroup]:
+def _with_conversions(tensors: list[TensorGroup], model: Any) -> list[TensorGroup]:
     """Mark the weights whose modules transformers' bitsandbytes quantiser replaces in ``model`` (consumed)."""
     quantizer = AutoHfQuantizer.from_config(transformers.BitsAndBytesConfig(load_in_4bit=True), pre_quantized=False)
     quantizer._process_model_before_weight_loading(model, device_map={"": "cuda"})

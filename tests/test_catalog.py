@@ -29,7 +29,8 @@ def test_a_fresh_run_writes_the_same_file(name: str) -> None:
 
 
 def test_a_fresh_index_is_the_same() -> None:
-    assert INDEX.read_text() == render_index({name: json.loads((FOLDER / f"{name}.json").read_bytes()) for name in NAMES})
+    documents = {name: json.loads((FOLDER / f"{name}.json").read_bytes()) for name in NAMES}
+    assert INDEX.read_text() == render_index(documents)
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["model"])

@@ -38,8 +38,8 @@ def test_the_estimate_as_json_holds_the_contract(capsys: pytest.CaptureFixture[s
     code, out, err = ullage("estimate", "llama-2-70b", "--gpu", "h100-80gb:2", "--json", capsys=capsys)
     document = json.loads(out)
     assert (code, err) == (0, "")
-    assert {"schema_version", "model", "request", "per_gpu", "sequence_state_bytes_per_token", "verdict"} <= set(document)
-    assert {"capacity", "rule_of_thumb", "warnings", "not_modeled", "calibration"} <= set(document)
+    assert {"schema_version", "model", "request", "per_gpu", "sequence_state_bytes_per_token"} <= set(document)
+    assert {"verdict", "capacity", "rule_of_thumb", "warnings", "not_modeled", "calibration"} <= set(document)
     assert document["model"]["parameters"] == 68_976_648_192
     assert document["request"]["pipeline_parallel_size"] == 2
     row = document["per_gpu"][1]

@@ -46,7 +46,7 @@ def test_what_is_given_splits_into_as_many_rows_and_keeps_every_weight() -> None
     whole = analytic.estimate("llama-2-70b", gpu="h100-80gb")
     split = analytic.estimate("llama-2-70b", gpu="h100-80gb:3")
     assert [row.rank for row in split.ledgers] == ["tp0/pp0", "tp0/pp1", "tp0/pp2"]
-    assert [row.layers for row in split.ledgers][0][0] == 0  # type: ignore[index]
+    assert split.ledgers[0].layers[0] == 0  # type: ignore[index]
     assert all(a.layers[1] == b.layers[0] for a, b in pairwise(split.ledgers))  # type: ignore[index]
     for component in ("weights", "sequence_state"):
         total = sum(row.components[component].bytes for row in split.ledgers)  # type: ignore[index]

@@ -64,6 +64,20 @@ def test_gemma3_slides_five_layers_of_six_from_omitted_keys():
     assert geometry.model_type == "gemma3_text"
 
 
+def test_gemma4_widens_the_heads_of_global_layers():
+    text = {"model_type": "gemma4_text", "attention_k_eq_v": True, "num_global_key_value_heads": 2}
+    geometry = read_geometry({"model_type": "gemma4", "text_config": text})
+    local, wide = (layer.mixer for layer, _ in geometry.groups)
+    assert local == Attention(heads=8, kv_heads=4, head_dim=256, v_head_dim=256, window_tokens=512)
+    assert wide == Attention(heads=8, kv_heads=2, head_dim=512, v_head_dim=512)
+    assert [count for _, count in geometry.groups] == [25, 5]
+
+
+def test_llama4_empty_list_of_layers_means_the_default():
+    text = {"num_hidden_layers": 4, "no_rope_layers": []}
+    assert [count for _, count in read_geometry({"model_type": "llama4_text", **text}).groups] == [3, 1]
+
+
 def test_mistral3_takes_the_nested_model_type():
     text = {"model_type": "ministral3", "num_hidden_layers": 2, "head_dim": 64}
     geometry = read_geometry({"model_type": "mistral3", "text_config": text, "vision_config": {"hidden_size": 1}})
@@ -201,6 +215,7 @@ def attention_shapes(part: Attention, layer: Layer) -> Shapes:
     return {
         "k_proj.weight": (part.kv_heads * part.head_dim,),
         "v_proj.weight": (part.kv_heads * part.v_head_dim,),
+        "o_proj.weight": (64, part.heads * part.v_head_dim),
         "query_key_value.weight": fused,
         "self_attn.qkv_proj.weight": fused,
         "Wqkv.weight": fused,

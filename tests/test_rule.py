@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ sizes = st.integers(min_value=1, max_value=10**13)
 @given(parameters=sizes, gpu=sizes, overhead=st.fractions(min_value=0, max_value=10))
 def test_fewer_bits_never_need_more_memory_or_more_gpus(parameters: int, gpu: int, overhead: Fraction) -> None:
     rules = [apply_rule(parameters, bits=b, gpu_memory_bytes=gpu, overhead=overhead) for b in sorted(BITS)]
-    for fewer, more in zip(rules, rules[1:], strict=False):
+    for fewer, more in pairwise(rules):
         assert fewer.quantized_bytes <= more.quantized_bytes
         assert fewer.total_bytes <= more.total_bytes
         assert fewer.gpus_needed <= more.gpus_needed

@@ -1,0 +1,1 @@
+"""Serving engines: what each allocates, and when."""

@@ -255,7 +255,7 @@ def _slack(phases: list[_Phase], share: Share) -> Quantity:
             RESTING_SLACK, GROWN_SLACK, GROWN_SLACK_LIMIT, (left, left, 0), strict=True
         )
     )
-    return bounded(low, middle, high + left + share.staging_bytes, "assumed")
+    return bounded(low, middle, high + share.staging_bytes, "assumed")
 
 
 def _outgrown_bytes(geometry: Geometry, first_bytes: int, last_bytes: int) -> int:

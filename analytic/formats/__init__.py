@@ -1,0 +1,1 @@
+"""Weight formats: how elements are packed and what stands beside them."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from analytic.models.config_keys import Config
-from analytic.models.config_kinds import MLP, MOE
+from analytic.models.config_kinds import MLP, MOE, shares_cache
 from analytic.models.geometry import FeedForward, MixtureOfExperts
 
 FeedForwardKind = FeedForward | MixtureOfExperts | None
@@ -47,6 +47,7 @@ def no_mlp(config: Config, kind: str, index: int) -> None:
 def experts(
     count: str = "num_local_experts",
     *,
+    chosen: str = "num_experts_per_tok",
     width: str = "intermediate_size",
     shared: Callable[[Config], int] = lambda _: 0,
     sparse: Callable[[Config, int], bool] = lambda _config, _index: True,
@@ -61,7 +62,7 @@ def experts(
             return FeedForward(intermediate_size=config.size(dense_width), gated=gated, fused=fused)
         return MixtureOfExperts(
             experts=config.size(count),
-            experts_per_token=config.size("num_experts_per_tok"),
+            experts_per_token=config.size(chosen),
             intermediate_size=config.size(width),
             shared_intermediate_size=shared(config),
             gated=gated,
@@ -109,6 +110,16 @@ def ernie_sparse(config: Config, index: int) -> bool:
     end = config.size("num_hidden_layers") - 1 if last == -1 else config.count("moe_layer_end_index")
     on_step = (index + 1) % config.size("moe_layer_interval") == 0
     return on_step and config.count("moe_layer_start_index") <= index <= end
+
+
+def gemma4(config: Config, kind: str, index: int) -> FeedForwardKind:
+    """A dense feed-forward, twice as wide where a cache is shared if the config says so; beside experts if enabled."""
+    doubled = config.flag("use_double_wide_mlp") and shares_cache(config, index)
+    width = config.size("intermediate_size") * (2 if doubled else 1)
+    if not config.flag("enable_moe_block"):
+        return FeedForward(intermediate_size=width)
+    beside = experts("num_experts", chosen="top_k_experts", width="moe_intermediate_size", shared=lambda _: width)
+    return beside(config, kind, index)
 
 
 def nemotron_mlp(config: Config, kind: str, index: int) -> FeedForwardKind:

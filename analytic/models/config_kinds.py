@@ -50,6 +50,16 @@ def exaone(config: Config) -> list[str]:
     return all_full(config) if config.get("sliding_window") is None else every("sliding_window_pattern")(config)
 
 
+def gemma4(config: Config) -> list[str]:
+    """Five layers of six slide, and never the last."""
+    return [*every(6)(config)[:-1], FULL]
+
+
+def shares_cache(config: Config, index: int) -> bool:
+    """Whether a layer reads the keys and values of an earlier one and stores none (``models/gemma4``)."""
+    return index >= config.size("num_hidden_layers") - config.count("num_kv_shared_layers")
+
+
 def sliding_from(*, gated: bool) -> Callable[[Config], list[str]]:
     """Sliding from ``max_window_layers`` up; where ``gated``, only with ``use_sliding_window``."""
 
@@ -72,8 +82,8 @@ def alternate_below(config: Config) -> list[str]:
 
 def rotated_layers(config: Config) -> list[bool]:
     """Which layers rotate, in configs with ``no_rope_layers`` (1 means that the layer *does* rotate)."""
-    given = config.per_layer("no_rope_layers")
-    if given:
+    given = config.per_layer("no_rope_layers") if config.get("no_rope_layers") else None
+    if given is not None:
         return [bool(item) for item in given]
     step = config.size("no_rope_layer_interval")
     return [bool((index + 1) % step) for index in range(config.size("num_hidden_layers"))]

@@ -1,12 +1,16 @@
 """Token mixers (attention, latent attention, recurrent) from a family's keys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from analytic.models.config_keys import Config
-from analytic.models.config_kinds import CHUNKED, FULL, SLIDING, rotated_layers
+from analytic.models.config_keys import Config, checked_size
+from analytic.models.config_kinds import CHUNKED, FULL, SLIDING, rotated_layers, shares_cache
 from analytic.models.geometry import Attention, LatentAttention, Recurrent
 
 FLOAT32_BYTES = 4
+
+GEMMA4_GLOBAL_HEAD_DIM = 512
+"""What ``configuration_gemma4.py`` assumes; no field of the class holds it."""
 
 
 def window_tokens(config: Config, kind: str) -> int | None:
@@ -16,7 +20,7 @@ def window_tokens(config: Config, kind: str) -> int | None:
     if kind != SLIDING:
         return None
     window = config.size("sliding_window")
-    return window // 2 + 1 if config.flag("use_bidirectional_attention") else window
+    return window // 2 + 1 if config.get("use_bidirectional_attention") in (True, "all") else window
 
 
 def key_heads(config: Config, heads: int) -> int:
@@ -67,6 +71,26 @@ def rotated_by_layer(config: Config, kind: str, index: int) -> Attention:
 def rotated_if_sliding(config: Config, kind: str, index: int) -> Attention:
     """Global layers without rotation (``models/cohere2``, ``models/exaone4`` with a window)."""
     return attention(config, kind, index, rotary=kind == SLIDING or config.get("sliding_window") is None)
+
+
+def gemma4(config: Config, kind: str, index: int) -> Attention:
+    """Global layers have larger heads, and fewer where keys serve as values; the last layers may share a cache."""
+    plain = attention(config, kind, index)
+    wide = _gemma4_global(config, index) if kind == FULL else {}
+    head_dim, kv_heads = wide.get("head_dim", plain.head_dim), wide.get("num_key_value_heads", plain.kv_heads)
+    cached_heads = 0 if shares_cache(config, index) else None
+    return replace(plain, head_dim=head_dim, v_head_dim=head_dim, kv_heads=kv_heads, cached_heads=cached_heads)
+
+
+def _gemma4_global(config: Config, index: int) -> dict[str, int]:
+    """What a global layer overrides: written out per layer by newer files, by two keys in the published ones."""
+    written = config.get("per_layer_config")
+    if isinstance(written, Mapping):
+        own = {int(layer): sizes for layer, sizes in written.items()}.get(index, {})
+        return {key: checked_size(config.model_type, key, size) for key, size in own.items()}
+    sizes = {"head_dim": config.optional_size("global_head_dim") or GEMMA4_GLOBAL_HEAD_DIM}
+    kv_heads = config.optional_size("num_global_key_value_heads") if config.flag("attention_k_eq_v") else None
+    return sizes if kv_heads is None else {**sizes, "num_key_value_heads": kv_heads}
 
 
 def bigcode(config: Config, kind: str, index: int) -> Attention:

@@ -116,6 +116,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": _LLAMA,
     "gemma2": Family(kinds=kinds.every(2)),
     "gemma3_text": Family(kinds=kinds.every("sliding_window_pattern", default=6)),
+    "gemma4_text": Family(kinds=kinds.gemma4, attention=mixers.gemma4, feed_forward=mlp.gemma4),
     "phi": Family(feed_forward=mlp.dense(gated=False), parallel=_always),
     "phi3": Family(feed_forward=mlp.dense(fused=True)),
     "phimoe": Family(feed_forward=mlp.experts()),
@@ -216,7 +217,7 @@ FAMILIES: Mapping[str, Family] = {
 """Every text model type that is understood."""
 
 WRAPPERS = (
-    *("gemma3", "kimi_k25", "llama4", "llava", "mistral3"),
+    *("gemma3", "gemma4", "kimi_k25", "llama4", "llava", "mistral3"),
     *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl"),
 )
 """Model types whose text model is nested under ``text_config`` (or, in some older files, lies flat beside it)."""

@@ -22,7 +22,8 @@ class Attention:
     rotary: bool = True
     """Whether queries and keys are rotated (positional temporaries exist)."""
     cached_heads: int | None = None
-    """Heads that transformers caches where not ``kv_heads`` (Falcon's new decoder expands before it caches)."""
+    """Heads that transformers caches where not ``kv_heads``: all of them in Falcon's new decoder, which caches expanded
+    keys; 0 where an earlier layer's cache is read (Gemma 4)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

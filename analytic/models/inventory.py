@@ -23,7 +23,7 @@ class TensorGroup:
     copies: int = 1
     """Tensors of this name in one layer (experts that are stored one by one)."""
     stored: str = "model"
-    """``model``: takes the dtype that the model is served in; else a fixed dtype or format (``float32``, ``fp8-128x128``)."""
+    """``model``: the dtype that the model is served in; else a fixed dtype or format (``float32``, ``fp8-128x128``)."""
     module: str = ""
     """Class of the module that owns it (``Linear``, ``Conv1D``, ``Embedding``, ``MixtralExperts``…)."""
     converts: bool = False

@@ -50,7 +50,8 @@ def print_estimate(answer: Estimate, console: Console) -> None:
 
 def _assumptions(answer: Estimate) -> str:
     request, model = answer.request, answer.model
-    precision = answer.dtype if request.weight_format in (None, "none") else f"{request.weight_format} in {answer.dtype}"
+    quantized = request.weight_format not in (None, "none")
+    precision = f"{request.weight_format} and {answer.dtype}" if quantized else answer.dtype
     if model.native_format and request.weight_format is None:
         precision = f"{model.native_format} as published, {answer.dtype}"
     return (
@@ -67,8 +68,9 @@ def _verdict(answer: Estimate) -> str:
     where = f"{answer.gpus} × {answer.gpu.name} ({_gib(answer.capacity_bytes or 0)} GiB usable each)"
     certain = "" if answer.is_certain else ", within the bounds of error"
     if answer.fits:
-        return f"fits on {where} with {_gib((answer.capacity_bytes or 0) - answer.fullest.device.bytes)} GiB to spare{certain}."
-    needed = f"{answer.gpus_needed} of them hold it" if answer.gpus_needed else "no number of them holds its largest layer"
+        spare = (answer.capacity_bytes or 0) - answer.fullest.device.bytes
+        return f"fits on {where} with {_gib(spare)} GiB to spare{certain}."
+    needed = f"{answer.gpus_needed} of them hold it" if answer.gpus_needed else "one layer is too large for any number"
     return f"does not fit on {where}: {_gib(answer.short_by_bytes or 0)} GiB short{certain}; {needed}."
 
 

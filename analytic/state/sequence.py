@@ -23,7 +23,7 @@ def for_layer(mixer: Attention | LatentAttention | Recurrent) -> CacheKind:
         )
     if isinstance(mixer, LatentAttention):
         return LatentCache(kv_lora_rank=mixer.kv_lora_rank, qk_rope_head_dim=mixer.qk_rope_head_dim)
-    heads = mixer.cached_heads or mixer.kv_heads
+    heads = mixer.kv_heads if mixer.cached_heads is None else mixer.cached_heads
     if mixer.window_tokens is None:
         return FullCache(heads=heads, head_dim=mixer.head_dim, v_head_dim=mixer.v_head_dim)
     return SlidingCache(
@@ -33,8 +33,9 @@ def for_layer(mixer: Attention | LatentAttention | Recurrent) -> CacheKind:
 
 @lru_cache(maxsize=4096)
 def caches(layer: Layer) -> tuple[CacheKind, ...]:
-    """Cache kinds of one layer: none for a layer that only feeds forward, two for a hybrid one."""
-    return tuple(for_layer(mixer) for mixer in (layer.mixer, layer.recurrent) if mixer is not None)
+    """Cache kinds of one layer: two for a hybrid one, none for one that only feeds forward or reads another's cache."""
+    own = (mixer for mixer in (layer.mixer, layer.recurrent) if mixer is not None)
+    return tuple(for_layer(mixer) for mixer in own if not (isinstance(mixer, Attention) and mixer.cached_heads == 0))
 
 
 def _grouped(geometry: Geometry) -> Iterator[tuple[CacheKind, int]]:
