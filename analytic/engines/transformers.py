@@ -4,7 +4,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from analytic.engines.activations import Peak, decode_peak, prefill_peak
-from analytic.engines.workspace import bnb_4bit_forward_bytes, bnb_int8_forward_bytes, cublas_workspace_bytes
+from analytic.engines.workspace import (
+    Bounds,
+    bnb_4bit_forward_bytes,
+    bnb_int8_forward_bytes,
+    cublas_workspace_bytes,
+)
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Ledger, Part
@@ -65,18 +70,18 @@ class _Phase:
     name: str
     state_bytes: int
     activations: Peak
-    temporaries: tuple[int, int, int]
-    """Low, middle and high bytes of what quantised matrices need while they are multiplied."""
+    temporaries: Bounds
+    """What quantised matrices need while they are multiplied, beside the activation peak."""
 
     @property
     def bytes(self) -> int:
-        return self.state_bytes + self.activations.bytes + self.temporaries[1]
+        return self.state_bytes + self.activations.bytes + self.temporaries.bytes
 
 
 def ledger(model: Model, request: Request, *, dtype: str, gpu: Gpu | None, span: Span | None, rank: str) -> Ledger:
     """The ledger of one GPU that holds the layers of ``span`` (None: all of them)."""
     share = share_of(model, dtype, request.weight_format, span)
-    phases = _phases(share, request, dtype, gpu)
+    phases = _phases(share, request, dtype)
     peak = max(phases, key=lambda phase: phase.bytes)
     fixed, workspace_parts = _workspace(share, gpu)
     return Ledger(
@@ -92,7 +97,7 @@ def ledger(model: Model, request: Request, *, dtype: str, gpu: Gpu | None, span:
             "context": _context(gpu),
         },
         load_peak=_load_peak(share),
-        parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries[1])),
+        parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries.bytes)),
         layers=None if span is None else (span.first, span.end),
     )
 
@@ -124,7 +129,9 @@ def _cut(served: ServedGroup, span: Span, layers: int, model: Model) -> ServedGr
     """The tensors of a group that live with the layers of ``span``."""
     group = served.group
     if group.layers is not None and model.is_decoder(group):
-        return replace(served, group=replace(group, layers=tuple(i for i in group.layers if span.first <= i < span.end)))
+        return replace(
+            served, group=replace(group, layers=tuple(i for i in group.layers if span.first <= i < span.end))
+        )
     here = span.end == layers if model.is_after_layers(group) else span.first == 0
     return served if here else replace(served, group=replace(group, layers=()))
 
@@ -148,21 +155,22 @@ def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) 
     )
 
 
-def _phases(share: Share, request: Request, dtype: str, gpu: Gpu | None) -> list[_Phase]:
+def _phases(share: Share, request: Request, dtype: str) -> list[_Phase]:
     """Prefill, and the last decode step where there is one."""
     prompt, batch, size = request.prompt_tokens, request.batch_size, itemsize(dtype)
+    forward = prefill_peak(
+        share.geometry,
+        batch_size=batch,
+        prompt_tokens=prompt,
+        itemsize=size,
+        attention=request.attention,
+        padded=request.padded,
+    )
     prefill = _Phase(
         name="prefill",
         state_bytes=_state(share.geometry, request, dtype, prompt),
-        activations=prefill_peak(
-            share.geometry,
-            batch_size=batch,
-            prompt_tokens=prompt,
-            itemsize=size,
-            attention=request.attention,
-            padded=request.padded,
-        ),
-        temporaries=_temporaries(share, request, dtype, gpu, batch * prompt),
+        activations=forward,
+        temporaries=_temporaries(share, request, dtype, batch * prompt, forward.moment),
     )
     if request.output_tokens == 1:
         return [prefill]
@@ -179,7 +187,7 @@ def _phases(share: Share, request: Request, dtype: str, gpu: Gpu | None) -> list
         name="decode",
         state_bytes=_state(share.geometry, request, dtype, context),
         activations=_at_least(step, _growth(share.geometry, request, size, context)),
-        temporaries=_temporaries(share, request, dtype, gpu, batch),
+        temporaries=_temporaries(share, request, dtype, batch, step.moment),
     )
     return [prefill, decode]
 
@@ -205,29 +213,30 @@ def _traced(peak: Peak) -> Quantity:
     return bounded(peak.low_bytes, peak.bytes, peak.high_bytes, "traced")
 
 
-def _temporaries(share: Share, request: Request, dtype: str, gpu: Gpu | None, tokens: int) -> tuple[int, int, int]:
-    """What the matrix that needs most adds while it is multiplied with ``tokens`` rows."""
-    wanted = [_matrix_temporaries(served, request, dtype, gpu, tokens) for served in share.converted]
-    return max(wanted, key=lambda t: t[1], default=(0, 0, 0))
+def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment: str) -> Bounds:
+    """What the quantised matrix that needs most adds to the activation peak while ``tokens`` rows pass it.
+
+    A gated feed-forward peaks when its product is there; while the last matrix before it is multiplied, it is not yet.
+    """
+    wanted = (_matrix_temporaries(served, request, dtype, tokens) for served in share.converted)
+    most = max(wanted, key=lambda bounds: bounds.bytes, default=Bounds(0, 0, 0))
+    rows = max((served.group.matrix[0] for served in share.converted), default=0)
+    absent = tokens * rows * itemsize(dtype) if moment == "mlp" else 0
+    return Bounds(max(0, most.low_bytes - absent), max(0, most.bytes - absent), most.high_bytes)
 
 
-def _matrix_temporaries(
-    served: ServedGroup, request: Request, dtype: str, gpu: Gpu | None, tokens: int
-) -> tuple[int, int, int]:
+def _matrix_temporaries(served: ServedGroup, request: Request, dtype: str, tokens: int) -> Bounds:
     rows, columns = served.group.matrix
     if served.format.name == "bnb-int8":
-        middle, high = bnb_int8_forward_bytes(rows, columns, tokens=tokens, itemsize=itemsize(dtype))
-        return 0, middle, high
-    high = bnb_4bit_forward_bytes(
+        return bnb_int8_forward_bytes(rows, columns, tokens=tokens, is_float16=dtype == "float16")
+    return bnb_4bit_forward_bytes(
         rows,
         columns,
         tokens=tokens,
-        itemsize=itemsize(request.compute_dtype or dtype),
+        itemsize=itemsize(dtype),
+        compute_itemsize=itemsize(request.compute_dtype or dtype),
         double_quant=request.double_quant,
-        capability=gpu.capability if gpu else None,
-        sms=gpu.sms if gpu else None,
     )
-    return 0, high, high
 
 
 def _workspace(share: Share, gpu: Gpu | None) -> tuple[Quantity, tuple[Part, ...]]:
