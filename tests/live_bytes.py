@@ -1,7 +1,7 @@
 """Live bytes of a real run: what transformers' ``generate`` holds at its peak, storage by storage.
 
-Every tensor storage that an operation returns is followed from birth to death. Parameters and buffers are left out; what
-the cache holds at that moment is reported apart, so that ``Phase.activation_bytes`` is what the closed forms estimate.
+Every tensor storage that an operation returns is followed from birth to death. Parameters and buffers are left out;
+what the cache holds at that moment is apart, so that ``Phase.activation_bytes`` is what the closed forms estimate.
 """
 
 import re
@@ -178,7 +178,13 @@ def measure(
         with torch.no_grad(), _phases_of(model, mode), mode:
             mode.enter_phase()
             model.generate(
-                ids, attention_mask=mask, max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0, eos_token_id=None
+                ids,
+                attention_mask=mask,
+                max_new_tokens=2,
+                min_new_tokens=2,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
             )
     finally:
         DynamicCache.__init__ = make_cache

@@ -1,7 +1,7 @@
-"""What each family of transformers' modelling code holds at its peaks: rows of small integers, derived by reading and measuring.
+"""What each family of transformers' modelling code holds at its peaks: rows of small integers, read and measured.
 
-A :class:`Need` counts multiples of a layer's sizes that are live together. ``before_attention`` and ``before_ff`` are the
-residual streams ([B,S,H] tensors) that callers' frames keep: Llama's layer input and normed input, then also the
+A :class:`Need` counts multiples of a layer's sizes that are live together. ``before_attention`` and ``before_ff`` are
+the residual streams ([B,S,H] tensors) that callers' frames keep: Llama's layer input and normed input, then also the
 residual in the middle. ``embeds`` are kept by the model's own frame for the whole forward.
 """
 
@@ -87,6 +87,8 @@ class Family:
     """Eager attention at its widest line, beside ``kept``, the mask and repeated keys and values."""
     eager_repeats: bool = True
     """Whether eager attention repeats keys and values to all heads (else it broadcasts)."""
+    keys32: bool = False
+    """Whether eager attention casts the whole context's keys to fp32."""
     eager_held: int = 1
     """Attention weights [B,h,S,L] that eager attention leaves alive during the feed-forward."""
     norm: Need = Need(h32=2)
@@ -113,6 +115,10 @@ class Family:
     """Whether experts have biases, gathered for every pair of token and expert."""
     shared_first: int = 0
     """[B,S,H] tensors that shared experts leave alive while the routed ones run."""
+    every_expert: bool = False
+    """Whether every token passes every expert."""
+    recurrent_projections: int = 0
+    """Input projections of a recurrent mixer that its split leaves alive."""
     tolerance_fraction: float = 0.03
     """Largest error against traces of real runs (tests/test_activations.py)."""
 
@@ -123,6 +129,8 @@ ROTATE32 = (Need(q=1, k=1, v=1, q32=3), Need(q=2, k=1, v=1, k32=3), Need(q=1, k=
 """As ROTATE with fp32 tables, so that the products are fp32."""
 QK_NORM = (Need(q=1, q32=1, q_cast=1, lse=2), Need(q=1, k=1, k32=1, k_cast=1))
 """RMS norms of each head of q and k, before they are rotated."""
+NORM_LATE = (Need(q=1, k=1, v=1, q32=1, q_cast=1, lse=2),)
+"""The same once all three are projected (Gemma 3)."""
 PARTIAL = (Need(q=2, k=2, v=1, q_rot=1, k_rot=1, new_v=1),)
 """Only part of a head rotated: projections stay alive as views of the other part."""
 PLAIN = (Need(q=1, k=1, v=1, new_v=1),)
@@ -138,43 +146,121 @@ GELU_NEW = Need(i=4)
 LLAMA = Family(attention=ROTATE)
 MOE = replace(LLAMA)
 LAYER_NORM = Need(h=1)
-GLM = replace(LLAMA, ff=Need(i=4), attention=PARTIAL, kept=Need(q=2, k=1, q_rot=1), kernel=Need(o=2, lse=1), rope_fraction=0.5)
+GLM = replace(
+    LLAMA,
+    ff=Need(i=4),
+    attention=PARTIAL,
+    kept=Need(q=2, k=1, q_rot=1),
+    kernel=Need(o=2, lse=1),
+    rope_fraction=0.5,
+    tolerance_fraction=0.09,
+)
 PHI = replace(
-    LLAMA, ff=GELU_NEW, attention=PARTIAL, kept=Need(q=2, k=1, q_rot=1), kernel=Need(o=2), rope_fraction=0.5, norm=LAYER_NORM
+    LLAMA,
+    ff=GELU_NEW,
+    attention=PARTIAL,
+    kept=Need(q=2, k=1, q_rot=1),
+    kernel=Need(o=2),
+    rope_fraction=0.5,
+    norm=LAYER_NORM,
 )
 GPT2 = Family(
-    embeds=2, first_layer_reuses=0, ff=GELU_NEW, attention=PLAIN, kept=Need(q=1, k=1, v=1), rope_tables=0,
-    norm=LAYER_NORM, eager=Need(w=2), before_ff=4,
+    embeds=2,
+    first_layer_reuses=0,
+    ff=GELU_NEW,
+    attention=PLAIN,
+    kept=Need(q=1, k=1, v=1),
+    rope_tables=0,
+    norm=LAYER_NORM,
+    eager=Need(w=2),
+    before_ff=4,
 )
 
+FALCON = Family(
+    before_attention=3,
+    before_ff=4,
+    ff=GELU,
+    attention=(Need(q=8, k=1, v=1), Need(q=2, k=1, v=1, new_v=1)),
+    tolerance_fraction=0.05,
+    kept=Need(q=2, k=1, v=1),
+    eager=Need(w=4),
+    eager_repeats=False,
+    norm=LAYER_NORM,
+)
+GPTJ = Family(
+    before_ff=3,
+    ff=GELU_NEW,
+    attention=PARTIAL,
+    kept=Need(q=3, q32=1),
+    keys32=True,
+    tolerance_fraction=0.75,
+    norm=LAYER_NORM,
+    eager=Need(w=1, w32=2),
+    eager_repeats=False,
+    rope_tables=0,
+    sdpa=False,
+)
+NEMOTRON_H = Family(attention=PLAIN, ff=Need(i=2), expert=Need(i=2), rope_tables=0, router32=True)
+
 FAMILIES: dict[str, Family] = {
-    "llama": LLAMA, "qwen2": LLAMA, "mistral": LLAMA, "smollm3": LLAMA, "hunyuan_v1_dense": LLAMA, "seed_oss": LLAMA,
-    "gemma": LLAMA, "arcee": LLAMA, "lfm2": LLAMA, "granite": replace(LLAMA, logits=2),
+    "llama": LLAMA,
+    "qwen2": LLAMA,
+    "mistral": LLAMA,
+    "smollm3": LLAMA,
+    "hunyuan_v1_dense": LLAMA,
+    "seed_oss": LLAMA,
+    "gemma": LLAMA,
+    "arcee": LLAMA,
+    "lfm2": LLAMA,
+    "granite": replace(LLAMA, logits=2),
     "gemma2": replace(LLAMA, sdpa=False, logits=3),
-    "gemma3_text": replace(LLAMA, attention=QK_NORM + ROTATE, rope_tables=4),
+    "gemma3_text": replace(LLAMA, attention=NORM_LATE + ROTATE, rope_tables=4),
     "qwen3": replace(LLAMA, attention=QK_NORM + ROTATE),
     "starcoder2": replace(LLAMA, ff=GELU, norm=LAYER_NORM),
     "nemotron": replace(LLAMA, ff=Need(i=3), attention=PARTIAL, norm=LAYER_NORM, rope_fraction=0.5),
     "olmo": replace(LLAMA, attention=ROTATE32, rope_itemsize=4),
     "olmo2": replace(LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2),
-    "olmo3": replace(LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2),
+    "olmo3": replace(
+        LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2, tolerance_fraction=0.04
+    ),
     "cohere": replace(LLAMA, logits=2, attention=(*ROTATE32, Need(q=1, k=1, v=1, q32=3, q_cast=1, k_cast=1))),
     "ernie4_5": replace(LLAMA, attention=ROTATE32, rope_itemsize=4),
     "apertus": replace(LLAMA, ff=Need(i=5, i_bool=1)),
-    "phi3": replace(LLAMA, ff=Need(i=4)),
+    "phi3": replace(LLAMA, ff=Need(i=4), tolerance_fraction=0.08),
     "phi": PHI,
-    "glm": GLM, "glm4": GLM,
-    "stablelm": replace(PHI, ff=Need(i=3), rope_fraction=0.25),
+    "glm": GLM,
+    "glm4": GLM,
+    "stablelm": replace(PHI, ff=Need(i=3), rope_fraction=0.25, before_ff=5),
     "gpt2": GPT2,
-    "gpt_bigcode": replace(GPT2, ff=GELU),
     "opt": replace(GPT2, ff=GELU, kept=Need(q=1), before_ff=2, eager=Need(w=1, w_cast=1, w32=1)),
-    "gpt_neox": Family(ff=GELU, attention=FUSED, kept=Need(q=2, k=1, v=1), kernel=Need(o=2, lse=1), norm=LAYER_NORM),
-    "mixtral": MOE, "olmoe": replace(MOE, attention=QK_NORM + ROTATE),
+    "gpt_neox": Family(
+        ff=GELU,
+        attention=FUSED,
+        kept=Need(q=2, k=1, v=1),
+        kernel=Need(o=2, lse=1),
+        norm=LAYER_NORM,
+        tolerance_fraction=0.05,
+    ),
+    "mixtral": MOE,
+    "olmoe": replace(MOE, attention=QK_NORM + ROTATE),
     "qwen3_moe": replace(MOE, attention=QK_NORM + ROTATE),
-    "qwen2_moe": replace(MOE, shared_first=1),
+    "qwen2_moe": replace(MOE, shared_first=1, tolerance_fraction=0.06),
     "granitemoe": replace(MOE, logits=2),
-    "deepseek_v2": replace(MOE), "deepseek_v3": replace(MOE, router32=True),
+    "deepseek_v2": replace(MOE, tolerance_fraction=0.22),
+    "deepseek_v3": replace(MOE, router32=True, tolerance_fraction=0.04),
     "glm4_moe": replace(GLM, router32=True, ff=Need(i=3)),
     "minimax_m2": replace(MOE, router32=True),
+    "phimoe": replace(MOE, norm=LAYER_NORM),
+    "llama4_text": replace(
+        MOE, every_expert=True, before_ff=4, rope_tables=1, rope_itemsize=4, eager=Need(w=3), tolerance_fraction=0.05
+    ),
+    "falcon": FALCON,
+    "gptj": GPTJ,
+    "qwen3_next": replace(
+        MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25, recurrent_projections=1, tolerance_fraction=0.07
+    ),
+    "qwen3_5_text": replace(LLAMA, attention=QK_NORM + PARTIAL, rope_fraction=0.25, tolerance_fraction=0.07),
+    "qwen3_5_moe_text": replace(MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25, tolerance_fraction=0.07),
+    "nemotron_h": NEMOTRON_H,
     "gpt_oss": replace(MOE, sdpa=False, expert=Need(i=9), expert_bias=True),
 }

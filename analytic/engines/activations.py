@@ -5,8 +5,9 @@ Every form is a *moment*: what is live together at one line of the modelling cod
 ``generate()`` of one batch on one GPU under ``no_grad``, with a dynamic cache, ``logits_to_keep=1`` and greedy tokens:
 all live tensor storages, without the weights and without the cache as stored at that moment.
 
-Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``, ``masking_utils.py``,
-``cache_utils.py``, ``generation/utils.py``) and held to real runs by ``tests/test_activations.py``. CUDA differs from
+Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``,
+``masking_utils.py``, ``cache_utils.py``, ``generation/utils.py``) and held to real runs by
+``tests/test_activations.py``. CUDA differs from
 those CPU runs in the attention kernel: flash, memory-efficient and cuDNN attention return the output and at most one
 fp32 logsumexp a query and head, no scores. ``sdpa`` means transformers' default: a family without it runs eager.
 """
@@ -26,6 +27,7 @@ from analytic.models.geometry import (
     MixtureOfExperts,
     Recurrent,
 )
+from analytic.quantity import round_up
 
 AttentionName = Literal["sdpa", "eager"]
 
@@ -80,6 +82,8 @@ class _Moment:
     inside: _Form
     window_tokens: int | None
     spread_fraction: float
+    chunk_tokens: int = 1
+    """Prompts are padded to a multiple of it inside the moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,8 @@ def _peak(moments: tuple[_Moment, ...], batch: int, queries: int, context: int) 
         seen = context
         if moment.window_tokens is not None and queries == 1:
             seen = min(context, moment.window_tokens)
-        size = moment.held.bytes(batch, queries, context) + moment.inside.bytes(batch, queries, seen)
+        inside = round_up(queries, moment.chunk_tokens)
+        size = moment.held.bytes(batch, queries, context) + moment.inside.bytes(batch, inside, seen)
         if size > most:
             most, spread, name = size, moment.spread_fraction, moment.name
     margin = int(most * spread)
@@ -187,22 +192,24 @@ def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
         yield _Moment("logits", form, _Form(), None, family.tolerance_fraction)
 
 
-def _layer_moments(
-    geometry: Geometry, family: Family, run: _Run, layer: Layer, first: bool
-) -> Iterator[_Moment]:
+def _layer_moments(geometry: Geometry, family: Family, run: _Run, layer: Layer, first: bool) -> Iterator[_Moment]:
     stream = geometry.hidden_size * run.itemsize
     embeds = family.embeds - (family.first_layer_reuses if first else 0)
     around = _held(geometry, family, run)
     window = layer.mixer.window_tokens if isinstance(layer.mixer, Attention) else None
 
-    def moment(name: str, streams: int, inside: _Form) -> _Moment:
+    def moment(name: str, streams: int, inside: _Form, chunk_tokens: int = 1) -> _Moment:
         held = around + _Form(tokens=(embeds + streams) * stream)
-        return _Moment(name, held, inside, window, family.tolerance_fraction)
+        return _Moment(name, held, inside, window, family.tolerance_fraction, chunk_tokens)
 
     norm = _Form(tokens=_per_token(family.norm, _sizes(geometry, layer, family, run)))
     yield moment("norm", family.before_norm, norm)
     for form in _mixer(geometry, family, run, layer):
         yield moment("attention", family.before_attention, form)
+    for mixer in (layer.mixer, layer.recurrent):
+        if isinstance(mixer, Recurrent):
+            chunk = 1 if run.decode else mixer.chunk_tokens or 1
+            yield moment("scan", family.before_attention, _recurrent(geometry, family, run, mixer), chunk)
     weights = _weights_held(family, run, layer)
     for name, form in _feed_forward(geometry, family, run, layer):
         yield moment(name, family.before_ff, form + weights)
@@ -264,14 +271,18 @@ def _mixer(geometry: Geometry, family: Family, run: _Run, layer: Layer) -> Itera
 
 def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixer: Attention) -> Iterator[_Form]:
     sizes = _sizes(geometry, layer, family, run)
-    values = mixer.kv_heads * mixer.v_head_dim * run.itemsize
+    cached = mixer.kv_heads if mixer.cached_heads is None else mixer.cached_heads
+    values = cached * mixer.v_head_dim * run.itemsize
+    if run.decode and mixer.window_tokens is not None:  # both are replaced only after both have grown
+        values += cached * mixer.head_dim * run.itemsize
     for need in family.attention:
         yield _Form(tokens=_per_token(need, sizes), context=need.new_v * values)
     grouped = mixer.heads != mixer.kv_heads
     repeated = mixer.heads * (mixer.head_dim + mixer.v_head_dim) * run.itemsize * grouped
     kept = _Form(tokens=_per_token(family.kept, sizes))
     if run.eager:
-        yield kept + _scores(family.eager, mixer.heads, run) + _Form(context=repeated * family.eager_repeats)
+        keys32 = 4 * mixer.kv_heads * mixer.head_dim * (family.keys32 and run.itemsize != 4)
+        yield kept + _scores(family.eager, mixer.heads, run) + _Form(context=repeated * family.eager_repeats + keys32)
     else:
         yield kept + _Form(tokens=_per_token(family.kernel, sizes)) + _sdpa_mask(run, repeated, mixer.window_tokens)
     yield kept + _Form(tokens=_per_token(family.output, sizes)) + _Form(pairs=_held_weights(family, run, mixer.heads))
@@ -321,6 +332,30 @@ def _latent_attention(geometry: Geometry, run: _Run, mixer: LatentAttention) -> 
     yield kept + _Form(tokens=output + geometry.hidden_size * e)
 
 
+def _recurrent(geometry: Geometry, family: Family, run: _Run, mixer: Recurrent) -> _Form:
+    """The chunked scan of a prefill in fp32, as plain torch runs it (without mamba-ssm or flash-linear-attention)."""
+    if mixer.heads is None or mixer.chunk_tokens is None:
+        raise UllageError(
+            f"no activation model for the {mixer.kind} layers of model_type {geometry.model_type!r}",
+            hint="its weights and state are known: ullage models; profile it for the rest",
+        )
+    if run.decode:
+        return _Form(rows=4 * 3 * mixer.state_elements + 2 * run.itemsize * mixer.conv_channels * mixer.conv_kernel)
+    heads, inner, state = mixer.heads, mixer.inner_size, mixer.state_elements
+    scores = 3 * heads * mixer.chunk_tokens
+    step = heads * mixer.chunk_tokens * (inner // heads)
+    if mixer.kind == "mamba2":  # per head: scores thrice; B, C and their product; the stream seven times
+        wide = scores + 3 * heads * (state // inner) + 7 * inner + 4 * heads
+        return _Form(
+            tokens=4 * wide + run.itemsize * (inner + 2 * mixer.conv_channels + heads), rows=4 * (step + state)
+        )
+    projected = family.recurrent_projections * (mixer.conv_channels + inner)
+    wide = scores + 5 * inner + 5 * heads * (state // inner) + 6 * heads
+    return _Form(
+        tokens=4 * wide + run.itemsize * (mixer.conv_channels + inner + projected), rows=4 * (2 * step + state)
+    )
+
+
 def _feed_forward(geometry: Geometry, family: Family, run: _Run, layer: Layer) -> Iterator[tuple[str, _Form]]:
     if isinstance(layer.feed_forward, FeedForward):
         yield "mlp", _Form(tokens=_wide(family.ff, layer.feed_forward.intermediate_size, run))
@@ -337,7 +372,12 @@ def _experts(geometry: Geometry, family: Family, run: _Run, moe: MixtureOfExpert
     """grouped_mm in prefill, batched_mm with copied weights in decode (integrations/moe.py), then shared experts."""
     e, hidden = run.itemsize, geometry.hidden_size * run.itemsize
     routed = moe.experts * e + moe.experts_per_token * 32
-    pair, inner = moe.experts_per_token * hidden, moe.experts_per_token * _wide(family.expert, moe.intermediate_size, run)
+    pair = moe.experts_per_token * hidden
+    inner = moe.experts_per_token * _wide(family.expert, moe.intermediate_size, run)
+    if family.every_expert:  # all tokens pass all experts, zeroed (models/llama4)
+        every = moe.experts * (2 * hidden + 3 * moe.intermediate_size * e)
+        yield _Form(tokens=every + routed)
+        return
     weighted = moe.experts_per_token * geometry.hidden_size * (4 if family.router32 else e)
     shared = hidden * family.shared_first if moe.shared_intermediate_size else 0
     if run.decode:

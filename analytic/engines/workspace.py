@@ -9,8 +9,8 @@ CUBLAS_WORKSPACE_HOPPER_BYTES = 33_554_432
 """The same from compute capability 9.0 on; whether 10.0 and 12.0 take it depends on the torch version."""
 
 FUSED_ROWS = (4, 1536)
-"""Up to the first number of rows bitsandbytes never dequantises, above the second always; between them it depends on the
-GPU and the matrix (bitsandbytes 0.50 backends/cuda/ops.py, _gemm_4bit_use_custom_cuda)."""
+"""Up to the first number of rows bitsandbytes never dequantises, above the second always; between them it depends on
+the GPU and the matrix (bitsandbytes 0.50 backends/cuda/ops.py, _gemm_4bit_use_custom_cuda)."""
 
 OUTLIER_SHARE_HIGH = 0.01
 """Most of the input columns that int8 is taken to treat as outliers; which do depends on the data."""
@@ -48,9 +48,8 @@ def bnb_4bit_forward_bytes(
         double_quant: whether absmax is first dequantised into a float32 tensor.
     """
     elements = out_features * in_features
-    recast = (
-        0 if compute_itemsize == itemsize else (elements + tokens * (in_features + out_features)) * compute_itemsize
-    )
+    recast = elements + tokens * (in_features + out_features)
+    recast_bytes = 0 if compute_itemsize == itemsize else recast * compute_itemsize
     scales = 4 * -(-elements // 64) if double_quant else 0
     whole = elements * itemsize + recast_bytes + scales
     fused, dequantized = FUSED_ROWS

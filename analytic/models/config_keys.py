@@ -35,7 +35,7 @@ KEYS = (
     *("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
     *("expand", "state_size", "conv_kernel", "n_groups", "num_heads", "ssm_state_size"),
     *("mamba_expand", "mamba_d_state", "mamba_d_conv", "mamba_d_head", "mamba_d_ssm", "mamba_n_heads"),
-    *("mamba_n_groups", "mamba_num_heads", "mamba_head_dim", "conv_L_cache"),
+    *("mamba_n_groups", "mamba_num_heads", "mamba_head_dim", "conv_L_cache", "chunk_size", "mamba_chunk_size"),
     *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads"),
     *("global_head_dim", "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers", "per_layer_config"),

@@ -154,7 +154,11 @@ def mamba(*, expand: str, state: str, kernel: str) -> Callable[[Config], Recurre
     return recurrent
 
 
-def mamba2(inner: int, *, heads: int, head_dim: int, groups: int, state: int, kernel: int) -> Recurrent:
+DELTA_CHUNK_TOKENS = 64
+"""Chunk of a gated delta rule (``models/qwen3_next``, torch_chunk_gated_delta_rule)."""
+
+
+def mamba2(inner: int, *, heads: int, head_dim: int, groups: int, state: int, kernel: int, chunk: int) -> Recurrent:
     """Mamba 2: state [heads, head_dim, state_size], convolution over the inner stream, B and C."""
     return Recurrent(
         kind="mamba2",
@@ -163,6 +167,8 @@ def mamba2(inner: int, *, heads: int, head_dim: int, groups: int, state: int, ke
         state_elements=heads * head_dim * state,
         state_itemsize=FLOAT32_BYTES,
         inner_size=inner,
+        heads=heads,
+        chunk_tokens=chunk,
     )
 
 
@@ -175,6 +181,7 @@ def mamba2_plain(config: Config) -> Recurrent:
         groups=config.size("n_groups"),
         state=config.size("state_size"),
         kernel=config.size("conv_kernel"),
+        chunk=config.size("chunk_size"),
     )
 
 
@@ -188,6 +195,7 @@ def mamba2_nemotron(config: Config) -> Recurrent:
         groups=config.size("n_groups"),
         state=config.size("ssm_state_size"),
         kernel=config.size("conv_kernel"),
+        chunk=config.size("chunk_size"),
     )
 
 
@@ -203,6 +211,7 @@ def mamba2_hybrid(config: Config) -> Recurrent:
         groups=config.size("mamba_n_groups"),
         state=config.size("mamba_d_state"),
         kernel=config.size("mamba_d_conv"),
+        chunk=config.size("mamba_chunk_size"),
     )
 
 
@@ -218,6 +227,8 @@ def gated_delta_net(config: Config) -> Recurrent:
         state_elements=inner * key_dim,
         state_itemsize=FLOAT32_BYTES,
         inner_size=inner,
+        heads=value_heads,
+        chunk_tokens=DELTA_CHUNK_TOKENS,
     )
 
 

@@ -54,6 +54,10 @@ class Recurrent:
     """Bytes of an element of the recurrent state; None stores it in the dtype of the run."""
     inner_size: int
     """Width of the mixer's own hidden stream."""
+    heads: int | None = None
+    """Heads of the state, where it has any."""
+    chunk_tokens: int | None = None
+    """Tokens that the chunked scan of a prefill takes at once; None where it does not go by chunks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

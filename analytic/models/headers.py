@@ -1,41 +1,37 @@
-"""An inventory from the safetensors headers of a checkpoint: what is stored, under the names that are served."""
+"""An inventory from the safetensors headers of a checkpoint: what is served of what is stored.
+
+Names, roles and what bitsandbytes converts come from the catalogue's models of the same class, shapes from the headers.
+"""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analytic.errors import UllageError
-from analytic.models import catalog
+from analytic.models.catalog import published_dtype
+from analytic.models.config_reader import read_geometry
+from analytic.models.geometry import Geometry, MixtureOfExperts
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model, Source
+from analytic.models.packed import FLOATS, FORMAT_OF_DTYPE, Unpacked, quantization_of, unpack
 from analytic.models.roles import role_of
 from analytic.models.safetensors import StoredTensor
+from analytic.models.served_names import Family, Served, family_of, fold_index, split_index, tied_in
 
-FORMAT_OF_DTYPE = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8",
-    "F8_E5M2": "float8",
-    "F8_E8M0": "float8",
-    "I8": "int8",
-    "U8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "BOOL": "bool",
-}
-"""Format row of a safetensors dtype."""
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
-
-# Tensors that stand beside packed weights; they are no parameters.
-_SIDES = re.compile(
-    r"(scales?|qzeros|g_idx|absmax|quant_map|nested_\w+|weight_scale\w*|scale_inv|input_scale|zero_point|SCB"
-    r"|weight_format|weight_shape|quant_state\.\w+)$"
+# Stored by some, loaded by none: position tables, causal masks, caches' scales, extra prediction heads.
+_NEVER_SERVED = re.compile(
+    r"(inv_freq|(cos|sin)_cached|(attn|attention)\.(masked_)?bias|position_ids|embed_positions|\.[kv]_scale)$"
+    r"|^(model\.)?mtp\."
 )
+
+_EXPERTS = re.compile(r"\.experts\.\d+\.")
+_COMPARE = "compare with the model's published config.json"
+
+
+class UnfamiliarError(UllageError):
+    """The names of a checkpoint's tensors do not say what is served; the class itself would have to be asked."""
 
 
 def from_headers(
@@ -45,154 +41,266 @@ def from_headers(
     id: str,
     source: Source,
     revision: str | None = None,
-) -> Model | None:
-    """The served model of a checkpoint; None where its tensors' names say nothing about an unknown architecture.
+) -> Model:
+    """The served model of a checkpoint.
 
     An already quantised checkpoint counts as stored. Any other takes the serving dtype, as transformers casts it.
 
     Raises:
-        UllageError: a dtype that no format row stands for.
+        UnfamiliarError: the catalogue has no model of the class, or none with such a tensor.
+        UllageError: a format that is not known, or a config and a checkpoint that contradict each other.
     """
-    architecture = _architecture(config)
-    if config.get("quantization_config") is not None:
-        groups, parameters = _as_stored(stored), _unpacked_parameters(stored, config)
-        return _model(id, source, revision, architecture, config, stored, groups, parameters, ())
-    donor = catalog.of_architecture(architecture)
-    if donor is None:
-        return None
-    served, left = _served(stored, config, donor)
-    if sum(t.bytes for t in left) > sum(t.bytes for t in stored) // 10:
-        return None
-    return _model(id, source, revision, architecture, config, stored, tuple(_fold(served)), None, _notes(left))
-
-
-def _model(
-    id: str,
-    source: Source,
-    revision: str | None,
-    architecture: str,
-    config: Mapping[str, Any],
-    stored: tuple[StoredTensor, ...],
-    groups: tuple[TensorGroup, ...],
-    parameters: int | None,
-    notes: tuple[str, ...],
-) -> Model:
-    floats = next((FORMAT_OF_DTYPE[t.dtype] for t in stored if t.dtype in _FLOATS), None)
+    geometry, native = read_geometry(config), quantization_of(config)
+    named, method = architecture_of(config), None if native is None else str(native["quant_method"])
+    family = family_of(named, str(config["model_type"]), quantized=method)
+    architecture = family.architecture if family else named
+    if architecture is None or (family is None and native is None):
+        raise UnfamiliarError(
+            f"{id}: no model of the catalogue is a {named or config['model_type']}, to tell its tensors by",
+            hint="pip install 'ullage[profiler]', and transformers tells them",
+        )
+    sorting = _Sorting(id=id, config=config, geometry=geometry, family=family, native=native is not None)
+    tensors, left = sorting.split(unpack(stored, native))
+    groups = tuple(_fold(_fused(tensors, id)))
+    if family is not None:
+        _require_whole(groups, geometry, family, sorting)
     return Model(
         id=id,
         source=source,
         revision=revision,
         architecture=architecture,
-        dtype=catalog.published_dtype(config) or floats,
-        config=config,
-        tensors=groups,
-        published_parameters=parameters,
-        notes=notes,
+        dtype=published_dtype(config) or stored_dtype(stored),
+        config=config if native is None else {**config, "quantization_config": native},
+        tensors=(*groups, *(_rotary_tables(family, geometry) if family else ())),
+        published_parameters=None if native is None else sum(t.unpacked.parameters for t in tensors),
+        notes=_notes(left),
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture_of(config: Mapping[str, Any]) -> str | None:
+    """The class that a config names first; None where it names none."""
     names = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise UllageError("config.json names no architecture", hint='it should hold "architectures": ["LlamaForCausalLM"]')
+    if names in (None, []):
+        return None
+    if not isinstance(names, list) or not isinstance(names[0], str) or not names[0]:
+        raise UllageError(
+            f"config.json: architectures cannot be {repr(names)[:60]}", hint='it should hold ["LlamaForCausalLM"]'
+        )
     return names[0]
 
 
-def _served(
-    stored: Iterable[StoredTensor], config: Mapping[str, Any], donor: Model
-) -> tuple[list[TensorGroup], list[StoredTensor]]:
-    """Tensors under the rules of a catalogue model of the same class, and those that class does not load."""
-    rules = {group.name: group for group in donor.tensors}
-    layers, tied = _layer_count(config), _is_tied(config)
-    served, left = [], []
-    for tensor in stored:
-        pattern, index = _pattern(tensor.name)
-        rule = rules.get(re.sub(r"\{e\}", "{}", pattern, count=0))
-        is_output = rule is None and role_of(pattern, module="", parameter=True) == "output"
-        if (index is not None and index >= layers) or (is_output and tied):
-            left.append(tensor)
-        elif rule is not None:
-            stored_as = rule.stored if rule.stored != "model" else "model"
-            served.append(replace(rule, name=tensor.name, layers=None, shape=tensor.shape, stored=stored_as))
-        elif (is_output and not tied) or ".experts." in pattern:
-            served.append(_plain(tensor))
+def stored_dtype(stored: Iterable[StoredTensor]) -> str | None:
+    """What transformers serves where the config names no dtype: the first float by name in the first file."""
+    first = min(((t.file, t.name, t.dtype) for t in stored if t.dtype in FLOATS), default=None)
+    return None if first is None else FORMAT_OF_DTYPE[first[2]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tensor:
+    """A stored tensor that is served."""
+
+    unpacked: Unpacked
+    group: TensorGroup
+    """Under its served name, with the layer's index still in ``layers``."""
+    place: Served | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sorting:
+    """What decides whether a stored tensor is served."""
+
+    id: str
+    config: Mapping[str, Any]
+    geometry: Geometry
+    family: Family | None
+    native: bool
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the embedding."""
+        said = tied_in(self.config)
+        return bool(self.family and self.family.tied_by_default) if said is None else said
+
+    def split(self, tensors: Iterable[Unpacked]) -> tuple[list[_Tensor], list[Unpacked]]:
+        """The served tensors, and those that are stored in vain."""
+        split = [(tensor, *split_index(tensor.name)) for tensor in tensors]
+        decoder = self._decoder_prefixes(split)
+        served, left = [], []
+        for tensor, pattern, index in split:
+            extra = index is not None and index >= len(self.geometry.layers) and _prefix(pattern) in decoder
+            placed = None if extra else self._place(tensor, pattern, index)
+            if placed is None:
+                left.append(tensor)
+            else:
+                served.append(placed)
+        return served, left
+
+    def _decoder_prefixes(self, split: list[tuple[Unpacked, str, int | None]]) -> set[str]:
+        """What precedes a decoder layer's index in stored names; the largest stack where the class is not known."""
+        sizes: Counter[str] = Counter()
+        for tensor, pattern, index in split:
+            if index is not None:
+                sizes[_prefix(pattern)] += tensor.bytes
+        if self.family is not None:
+            return {prefix for prefix in sizes if self.family.is_decoder(prefix)}
+        return {prefix for prefix, _ in sizes.most_common(1)}
+
+    def _place(self, tensor: Unpacked, pattern: str, index: int | None) -> _Tensor | None:
+        """A tensor under its served name; None where it is not served."""
+        place = self.family.find(pattern) if self.family else None
+        rule = place.rule if place else None
+        role = rule.role if rule else role_of(pattern, module="", parameter=not tensor.side)
+        is_tied_head = role == "output" and self.is_tied and pattern.endswith("weight")
+        if is_tied_head or (rule is not None and not rule.persistent):
+            return None
+        if rule is None and _NEVER_SERVED.search(pattern):
+            return None
+        group = self._group(tensor, rule) if rule else self._unruled(tensor, pattern, role)
+        layers = None if index is None else (index,)
+        return _Tensor(unpacked=tensor, group=replace(group, layers=layers), place=place)
+
+    def _group(self, tensor: Unpacked, rule: TensorGroup) -> TensorGroup:
+        if self.native:
+            stored = rule.stored if tensor.stored == "model" else tensor.stored
+            return replace(rule, shape=tensor.shape, stored=stored, converts=False)
+        if tensor.stored not in ("model", rule.stored):
+            said = f"{tensor.name} is {tensor.stored}, but config.json has no quantization_config"
+            raise UllageError(f"{self.id}: {said}", hint=_COMPARE)
+        if len(tensor.shape) != len(rule.shape) and not _EXPERTS.search(tensor.name):
+            raise _contradiction(self.id, f"{tensor.name} has {len(tensor.shape)} dimensions, not {len(rule.shape)}")
+        return replace(rule, shape=tensor.shape)
+
+    def _unruled(self, tensor: Unpacked, pattern: str, role: str) -> TensorGroup:
+        """A tensor that no catalogue model has: part of a quantised checkpoint, an untied head, or a bias asked for."""
+        if not (self.native or role == "output" or self._is_bias_asked_for(pattern)):
+            assert self.family is not None
+            raise UnfamiliarError(
+                f"{self.id}: {tensor.name} is in no {self.family.architecture} of the catalogue",
+                hint="pip install 'ullage[profiler]', and transformers tells whether it is served",
+            )
+        return TensorGroup(name=pattern, role=role, shape=tensor.shape, stored=tensor.stored)
+
+    def _is_bias_asked_for(self, pattern: str) -> bool:
+        module, _, kind = pattern.rpartition(".")
+        asked = any(value is True and "bias" in key for key, value in self.config.items())
+        return kind == "bias" and asked and self.family is not None and self.family.has_module(module)
+
+
+def _prefix(pattern: str) -> str:
+    return pattern.partition("{}")[0]
+
+
+def _fused(tensors: Iterable[_Tensor], id: str) -> Iterator[TensorGroup]:
+    """The groups of all tensors, with the parts of a layer's experts in one."""
+    parts: dict[tuple[str, tuple[int, ...] | None], list[_Tensor]] = {}
+    for tensor in tensors:
+        if tensor.place is not None and tensor.place.expert is not None:
+            parts.setdefault((tensor.group.name, tensor.group.layers), []).append(tensor)
         else:
-            left.append(tensor)
-    return served, left
+            yield tensor.group
+    for members in parts.values():
+        yield _fuse(members, id)
 
 
-def _plain(tensor: StoredTensor) -> TensorGroup:
-    role = role_of(tensor.name, module="", parameter=True)
-    return TensorGroup(name=tensor.name, role=role, shape=tensor.shape)
+def _fuse(members: list[_Tensor], id: str) -> TensorGroup:
+    """Experts' matrices as one: stacked by expert, parts below each other."""
+    group = members[0].group
+    kinds = {(t.group.shape[1:], t.group.stored, len(t.group.shape)) for t in members}
+    held = {(t.place.part, t.place.expert): t.group.shape[0] for t in members if t.place and len(t.group.shape) == 2}
+    names = {part for part, _ in held}
+    experts = {expert for _, expert in held}
+    rows = {part: {held.get((part, expert)) for expert in experts} for part in names}
+    whole = len(held) == len(members) == len(names) * len(experts) and experts == set(range(len(experts)))
+    if len(kinds) > 1 or not whole or any(len(sizes) > 1 for sizes in rows.values()):
+        first = members[0].unpacked
+        raise UllageError(
+            f"{id}: the experts beside {first.name} are incomplete or of different shapes",
+            hint="complete the copy or download",
+        )
+    height = sum(size or 0 for sizes in rows.values() for size in sizes)
+    return replace(group, shape=(len(experts), height, group.shape[1]))
 
 
-def _notes(left: list[StoredTensor]) -> tuple[str, ...]:
+def _fold(groups: Iterable[TensorGroup]) -> Iterator[TensorGroup]:
+    """Tensors that differ only in their indices as one group."""
+    members: dict[TensorGroup, Counter[int | None]] = {}
+    for group in groups:
+        alike = replace(group, name=fold_index(group.name), layers=None)
+        members.setdefault(alike, Counter())[group.layers[0] if group.layers else None] += 1
+    for alike, counts in members.items():
+        for copies in sorted(set(counts.values())):
+            layers = tuple(sorted(i for i, n in counts.items() if i is not None and n == copies))
+            yield replace(alike, copies=copies, layers=layers or None)
+
+
+def _rotary_tables(family: Family, geometry: Geometry) -> Iterator[TensorGroup]:
+    """Buffers that no checkpoint holds, in the shapes of the family's catalogue model."""
+    for group in family.groups.values():
+        if not group.persistent and group.layers is None:
+            yield group
+        elif not group.persistent:
+            yield replace(group, layers=tuple(range(len(geometry.layers))))
+
+
+def _require_whole(groups: tuple[TensorGroup, ...], geometry: Geometry, family: Family, sorting: _Sorting) -> None:
+    """Refuse a checkpoint that lacks what its config says there is.
+
+    Raises:
+        UllageError: by the name of what is missing or of another size.
+    """
+    modules = {group.name.rpartition(".")[0] for group in groups}
+    missing = sorted(name for name in family.always if name.rpartition(".")[0] not in modules)
+    if not sorting.is_tied and not any(group.role == "output" for group in groups):
+        missing.append("the output head (tie_word_embeddings is false)")
+    if missing:
+        raise _contradiction(sorting.id, f"the checkpoint lacks {missing[0]}")
+    _require_layers(groups, geometry, family, sorting)
+    _require_sizes(groups, geometry, sorting)
+
+
+def _require_layers(groups: tuple[TensorGroup, ...], geometry: Geometry, family: Family, sorting: _Sorting) -> None:
+    """Layers that the config makes alike hold tensors of the same names."""
+    held: list[set[str]] = [set() for _ in geometry.layers]
+    for group in groups:
+        for index in group.layers or ():
+            if _prefix(group.name) == family.decoder:
+                held[index].add(group.name)
+    empty = next((index for index, names in enumerate(held) if not names), None)
+    if empty is not None:
+        said = f"config.json says {len(held)} layers, the checkpoint holds none at {family.decoder}{empty}"
+        raise _contradiction(sorting.id, said)
+    if sorting.native:
+        return
+    first: dict[object, int] = {}
+    for index, layer in enumerate(geometry.layers):
+        alike = first.setdefault(layer, index)
+        differing = sorted(held[index] ^ held[alike])
+        if differing:
+            where = index if differing[0] in held[alike] else alike
+            raise _contradiction(sorting.id, f"the checkpoint lacks {differing[0].replace('{}', str(where))}")
+
+
+def _require_sizes(groups: tuple[TensorGroup, ...], geometry: Geometry, sorting: _Sorting) -> None:
+    """The embedding and the number of experts are as the config says."""
+    width = sorting.config.get("word_embed_proj_dim") or geometry.hidden_size
+    embeddings = [g.shape for g in groups if g.role == "embedding" and not g.layers and g.stored == "model"]
+    if embeddings and (geometry.vocab_size, width) not in embeddings:
+        said = f"config.json says an embedding of {[geometry.vocab_size, width]}, the checkpoint holds"
+        raise _contradiction(sorting.id, f"{said} {list(max(embeddings))}")
+    counts = {ff.experts for layer in geometry.layers if isinstance(ff := layer.feed_forward, MixtureOfExperts)}
+    for group in groups:
+        if group.role == "expert" and len(group.shape) == 3 and group.shape[0] not in counts:
+            said = f"config.json says {' or '.join(map(str, sorted(counts))) or 'no'} experts"
+            raise _contradiction(sorting.id, f"{said}, {group.name} holds {group.shape[0]}")
+
+
+def _contradiction(id: str, said: str) -> UllageError:
+    return UllageError(f"{id}: {said}", hint="complete the download, and take config.json from the same place")
+
+
+def _notes(left: list[Unpacked]) -> tuple[str, ...]:
     if not left:
         return ()
     named = ", ".join(t.name for t in left[:2])
     size = sum(t.bytes for t in left)
     return (f"{len(left)} stored tensors ({size:,} bytes: {named}{' …' if len(left) > 2 else ''}) are not served",)
-
-
-def _layer_count(config: Mapping[str, Any]) -> int:
-    """Layers that the class builds; a checkpoint may hold more (multi-token prediction)."""
-    from analytic.models.config_reader import read_geometry
-
-    return len(read_geometry(config).layers)
-
-
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    nested = config.get("text_config")
-    tied = config.get("tie_word_embeddings")
-    if tied is None and isinstance(nested, Mapping):
-        tied = nested.get("tie_word_embeddings")
-    return bool(tied)
-
-
-def _as_stored(stored: Iterable[StoredTensor]) -> tuple[TensorGroup, ...]:
-    """Every tensor in its own dtype."""
-    groups = (
-        replace(_plain(t), stored=_format(t), role="buffer" if _SIDES.search(t.name) else _plain(t).role) for t in stored
-    )
-    return tuple(_fold(groups))
-
-
-def _format(tensor: StoredTensor) -> str:
-    if tensor.dtype not in FORMAT_OF_DTYPE:
-        raise UllageError(f"{tensor.file}: {tensor.name} is {tensor.dtype}, which is not served yet")
-    return FORMAT_OF_DTYPE[tensor.dtype]
-
-
-def _unpacked_parameters(stored: Iterable[StoredTensor], config: Mapping[str, Any]) -> int:
-    """Parameters behind packed integers: ``bits`` of each, as quantization_config says."""
-    from math import prod
-
-    native = config["quantization_config"]
-    bits = native.get("bits") or {"mxfp4": 4}.get(native.get("quant_method"), 0) or (4 if native.get("load_in_4bit") else 0)
-    total = 0
-    for tensor in stored:
-        if _SIDES.search(tensor.name):
-            continue
-        packs = {"I32": 32, "U8": 8}.get(tensor.dtype)
-        total += prod(tensor.shape) * (packs // bits if packs and bits else 1)
-    return total
-
-
-def _pattern(name: str) -> tuple[str, int | None]:
-    """The name with ``{}`` for its first index and ``{e}`` for the others, and that first index."""
-    indices = [int(i) for i in re.findall(r"(?<=\.)\d+(?=\.)", name)]
-    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1)
-    return re.sub(r"(?<=\.)\d+(?=\.)", "{e}", pattern), indices[0] if indices else None
-
-
-def _fold(tensors: Iterable[TensorGroup]) -> Iterator[TensorGroup]:
-    """Tensors that differ only in their indices as one group."""
-    members: dict[TensorGroup, dict[int | None, int]] = {}
-    for tensor in tensors:
-        pattern, index = _pattern(tensor.name)
-        counts = members.setdefault(replace(tensor, name=pattern, layers=None, copies=1), {})
-        counts[index] = counts.get(index, 0) + 1
-    for group, counts in members.items():
-        for copies in sorted(set(counts.values())):
-            layers = tuple(sorted(i for i, n in counts.items() if i is not None and n == copies))
-            yield replace(group, copies=copies, layers=layers if None not in counts else None)

@@ -11,7 +11,13 @@ from typing import Any
 
 from analytic.errors import UllageError
 from analytic.models.catalog import group_from_row, published_dtype, row_from_group
+from analytic.models.inventory import ROLES, TensorGroup
 from analytic.models.model import Model, Source
+from analytic.models.packed import quantization_of
+
+
+class NoTorchError(UllageError):
+    """torch or transformers is not installed."""
 
 
 def from_config(config: Mapping[str, Any], *, id: str, source: Source = "meta", revision: str | None = None) -> Model:
@@ -20,39 +26,59 @@ def from_config(config: Mapping[str, Any], *, id: str, source: Source = "meta", 
     Raises:
         UllageError: torch or transformers is missing, or cannot build it.
     """
-    described = _cached(config)
+    quantization_of(config)
+    architecture, tensors = _cached(config)
     return Model(
         id=id,
         source=source,
         revision=revision,
-        architecture=described["architecture"],
+        architecture=architecture,
         dtype=published_dtype(config),
         config=config,
-        tensors=tuple(group_from_row(row) for row in described["tensors"]),
+        tensors=tensors,
     )
 
 
-def _cached(config: Mapping[str, Any]) -> dict[str, Any]:
+_Described = tuple[str, tuple[TensorGroup, ...]]
+
+
+def _cached(config: Mapping[str, Any]) -> _Described:
     file = _cache_file(config)
     try:
-        cached = json.loads(file.read_bytes())
-        return {"architecture": str(cached["architecture"]), "tensors": list(cached["tensors"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        described = _describe(config)
-    _write(file, described)
-    return described
+        return _decode(json.loads(file.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        architecture, tensors = _describe(config)
+    _write(file, {"architecture": architecture, "tensors": [row_from_group(group) for group in tensors]})
+    return architecture, tensors
 
 
-def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
+def _decode(document: Any) -> _Described:
+    """What a cache file holds; a file that was not written by `_write` raises."""
+    tensors = tuple(group_from_row(row) for row in document["tensors"])
+    sound = all(isinstance(g.name, str) and g.role in ROLES and {int} >= {*map(type, g.shape)} for g in tensors)
+    if not tensors or not sound or not isinstance(document["architecture"], str):
+        raise ValueError("not an inventory")
+    return document["architecture"], tensors
+
+
+def _describe(config: Mapping[str, Any]) -> _Described:
     try:
         models = import_module("profiler.models")
     except ImportError as error:
-        raise UllageError(
+        raise NoTorchError(
             f"a config alone needs {error.name or 'torch'} to tell its tensors",
             hint="pip install 'ullage[profiler]', or give the checkpoint's safetensors beside the config",
         ) from error
-    made = models.describe(config)
-    return {"architecture": made["architecture"], "tensors": [row_from_group(group) for group in made["tensors"]]}
+    try:
+        made = models.describe(config)
+    except UllageError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UllageError(
+            f"transformers cannot build this config: {reason[:200]}", hint="compare with the published config.json"
+        ) from error
+    return made["architecture"], tuple(made["tensors"])
 
 
 def _cache_file(config: Mapping[str, Any]) -> Path:

@@ -1,12 +1,17 @@
 """MODEL on the command line: a path, a catalogue name, or a Hub id."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analytic.errors import UllageError
+from analytic.errors import UllageError, UsageError
 from analytic.models import catalog
 from analytic.models.model import Model, Source
+from analytic.models.safetensors import StoredTensor
+
+_SUFFIXES = (".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings that name a file of a model, never a model of the Hub."""
 
 
 def resolve(name: str, *, revision: str | None = None) -> Model:
@@ -17,39 +22,93 @@ def resolve(name: str, *, revision: str | None = None) -> Model:
     Raises:
         UllageError: nothing by that name, or it cannot be read.
     """
+    if not name.strip() or "\0" in name:
+        raise UsageError(
+            f"{name!r} names no model", hint="give a directory, a catalogue name or a Hub id like org/name"
+        )
     if _is_path(name):
         if revision is not None:
-            raise UllageError(f"{name}: a path has no revision", hint="leave --revision out")
-        return _local(Path(name))
+            raise UsageError(f"{name}: a path has no revision", hint="leave --revision out")
+        return _local(_expanded(name))
     known = None if revision is not None else catalog.find(name)
     if known is not None:
         return catalog.load(known)
     if name.count("/") == 1:
         return _hub(name, revision)
-    close = catalog.close_names(name)
-    raise UllageError(
-        f"model {name!r} is neither in the catalogue nor a path",
-        hint=f"did you mean {' or '.join(close)}?" if close else "see ullage models, or give a Hub id like org/name",
-    )
+    raise _unknown(name, revision)
 
 
 def _is_path(name: str) -> bool:
-    looks = name.startswith((".", "/", "~")) or name.endswith((".json", ".safetensors", ".gguf")) or not name
-    return looks or Path(name).exists()
+    if name.startswith((".", "/", "~")) or name.endswith(_SUFFIXES):
+        return True
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than any path
+        return False
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UllageError(f"{name}: no such home directory", hint="write the path out") from error
+
+
+def _unknown(name: str, revision: str | None) -> UllageError:
+    if revision is not None and (known := catalog.find(name)):
+        return UsageError(
+            f"{name}: the catalogue keeps no revisions", hint=f"name the Hub's model: {catalog.load(known).id}"
+        )
+    close = catalog.close_names(name)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see ullage models, or give a Hub id like org/name"
+    return UllageError(f"model {name!r} is neither in the catalogue nor a path", hint=hint)
 
 
 def _local(path: Path) -> Model:
-    from analytic.models.configfile import CONFIG, read_config
-    from analytic.models.safetensors import read_directory, read_file
+    try:
+        kind = "directory" if path.is_dir() else path.suffix
+    except OSError as error:
+        raise UllageError(f"{str(path)[:80]}: cannot be read: {error.strerror}") from error
+    return _READERS.get(kind, _read_other)(path)
 
-    path = path.expanduser()
+
+def _read_directory(path: Path) -> Model:
+    from analytic.models.configfile import read_config
+    from analytic.models.safetensors import read_directory
+
+    return _from(read_config(path), read_directory(path), id=str(path), source="local")
+
+
+def _read_weights(path: Path) -> Model:
+    from analytic.models.configfile import CONFIG, read_config
+    from analytic.models.safetensors import read_file
+
+    tensors = read_file(path)
+    return _from(read_config(path.parent / CONFIG), tensors, id=str(path), source="local")
+
+
+def _read_config(path: Path) -> Model:
+    from analytic.models.configfile import read_config
+
+    return _from(read_config(path), None, id=str(path), source="local")
+
+
+def _read_other(path: Path) -> Model:
+    if not path.exists():
+        raise UllageError(f"{path}: no such file or directory", hint="check the path")
+    hint = "name the model's directory, its config.json or a .safetensors file"
     if path.suffix == ".gguf":
         raise UllageError(f"{path}: GGUF files are not read yet", hint="give the model that it was made from")
-    if path.suffix == ".safetensors":
-        return _from(read_config(path.parent / CONFIG), read_file(path), id=str(path), source="local")
-    if path.is_dir():
-        return _from(read_config(path), read_directory(path), id=str(path), source="local")
-    return _from(read_config(path), None, id=str(path), source="local")
+    if path.suffix in _SUFFIXES:
+        raise UllageError(f"{path}: a pickle, which ullage never opens: unpickling can run code", hint=hint)
+    raise UllageError(f"{path}: not a file that describes a model", hint=hint)
+
+
+_READERS: dict[str, Callable[[Path], Model]] = {
+    "directory": _read_directory,
+    ".safetensors": _read_weights,
+    ".json": _read_config,
+}
 
 
 def _hub(name: str, revision: str | None) -> Model:
@@ -60,14 +119,39 @@ def _hub(name: str, revision: str | None) -> Model:
 
 
 def _from(
-    config: Mapping[str, Any], stored: Any, *, id: str, source: Source, revision: str | None = None
+    config: Mapping[str, Any],
+    stored: tuple[StoredTensor, ...] | None,
+    *,
+    id: str,
+    source: Source,
+    revision: str | None = None,
 ) -> Model:
     """From the headers where their names are understood, else from the config on the meta device."""
     from analytic.models import meta
-    from analytic.models.headers import from_headers
+    from analytic.models.headers import UnfamiliarError, from_headers, stored_dtype
 
-    if stored is not None:
-        model = from_headers(stored, config, id=id, source=source, revision=revision)
-        if model is not None:
-            return model
-    return meta.from_config(config, id=id, source=source, revision=revision)
+    _require_sound(config, id)
+    if stored is None:
+        return meta.from_config(config, id=id, source=source, revision=revision)
+    try:
+        return from_headers(stored, config, id=id, source=source, revision=revision)
+    except UnfamiliarError as unfamiliar:
+        try:
+            model = meta.from_config(config, id=id, source=source, revision=revision)
+        except meta.NoTorchError:
+            raise unfamiliar from None
+        return replace(model, dtype=model.dtype or stored_dtype(stored))
+
+
+def _require_sound(config: Mapping[str, Any], id: str) -> None:
+    """Refuse impossible sizes before anything is built of them, and a type that needs the repository's code."""
+    from analytic.models.config_reader import ALIASES, FAMILIES, WRAPPERS, read_geometry
+
+    model_type = config.get("model_type")
+    if model_type in (*FAMILIES, *WRAPPERS, *ALIASES):
+        read_geometry(config)
+    elif config.get("auto_map"):
+        raise UllageError(
+            f"{id}: model_type {str(model_type)[:60]!r} needs the repository's own code (auto_map), which is never run",
+            hint="use a version of the model for a transformers release that has the class built in",
+        )
