@@ -114,7 +114,7 @@ def _parse(text: str, units: dict[str, int], what: str, example: str, *, fold: b
         raise UsageError(f"{what}: {text!r} is not a size", hint=f"write it like {example}")
     whole, _, fraction = re.sub("[_,]", "", match[1]).partition(".")
     scaled = int(whole + fraction) * units[unit]
-    value, remainder = divmod(scaled, 10 ** len(fraction))
+    value, remainder = divmod(scaled, int(10 ** len(fraction)))
     if remainder and units[unit] == 1:
         raise UsageError(f"{what}: {text!r} is not a whole number", hint=f"write it like {example}")
     if not 0 < value <= _LARGEST:

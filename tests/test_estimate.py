@@ -16,6 +16,9 @@ from analytic.request import Request
 
 GIB = 2**30
 
+UNANSWERED = {"gemma-4-26b-a4b": "gemma4_text"}
+"""Models whose activations are not modelled yet: refused by the name of their type."""
+
 
 def test_llama_2_70b_needs_two_80_gb_gpus_at_16_bits_where_the_rule_says_three() -> None:
     answer = analytic.estimate("llama-2-70b", gpu="h100-80gb")
@@ -77,6 +80,10 @@ def test_no_number_of_gpus_helps_where_one_layer_is_too_much() -> None:
 
 def test_every_catalogue_model_has_an_answer() -> None:
     for entry in catalog.entries():
+        if entry.name in UNANSWERED:
+            with pytest.raises(UllageError, match=UNANSWERED[entry.name]):
+                analytic.estimate(entry.name)
+            continue
         dtype = "auto" if catalog.load(entry.name).dtype else "bfloat16"
         document = estimate_document(analytic.estimate(entry.name, gpu="h200", dtype=dtype))
         assert document["model"]["parameters"] == entry.parameters, entry.name

@@ -146,7 +146,7 @@ def _family(geometry: Geometry) -> Family:
     except KeyError:
         raise UllageError(
             f"no activation model for model_type {geometry.model_type!r}",
-            hint="profile it on the virtual GPU, or add a row to analytic/engines/activation_families.py",
+            hint="known families are the rows of analytic/engines/activation_families.py",
         ) from None
 
 
@@ -337,7 +337,7 @@ def _recurrent(geometry: Geometry, family: Family, run: _Run, mixer: Recurrent) 
     if mixer.heads is None or mixer.chunk_tokens is None:
         raise UllageError(
             f"no activation model for the {mixer.kind} layers of model_type {geometry.model_type!r}",
-            hint="its weights and state are known: ullage models; profile it for the rest",
+            hint="known families are the rows of analytic/engines/activation_families.py",
         )
     if run.decode:
         return _Form(rows=4 * 3 * mixer.state_elements + 2 * run.itemsize * mixer.conv_channels * mixer.conv_kernel)

@@ -3,6 +3,7 @@
 A format is (elements per block, bytes per block) with side tensors, never "bytes per parameter".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -25,7 +26,7 @@ class Side:
         return self.entry_bytes * _ENTRIES[self.per](shape, self.group)
 
 
-_ENTRIES = {
+_ENTRIES: dict[str, Callable[[tuple[int, ...], int], int]] = {
     "elements": lambda shape, group: _ceil(prod(shape), group),
     "row": lambda shape, group: shape[0],
     "tile": lambda shape, group: prod(shape[:-2]) * _ceil(shape[-2], group) * _ceil(shape[-1], group),
