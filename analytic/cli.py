@@ -16,6 +16,7 @@ app = App(
     name="ullage",
     help="How much GPU memory an LLM needs to be served, and how that is known.",
     help_format="plaintext",
+    version=lambda: _version(),
 )
 
 DOES_NOT_FIT = 3
@@ -212,6 +213,12 @@ def models(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
 
         print_models(entries(), _console())
     return 0
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("ullage")
 
 
 def _gpu(name: str | None, memory: str | None) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from analytic.engines.activations import has_sdpa
 from analytic.engines.transformers import Span, ledger, state_bytes
 from analytic.errors import UllageError, UsageError
 from analytic.formats.table import itemsize
@@ -319,6 +320,8 @@ def _warnings(answer: Estimate) -> Iterator[str]:
             weight_format=answer.request.quantization if answer.request.quantization not in (None, "none") else native,
             kv_cache_dtype=None,
         )
+    if answer.request.attention == "sdpa" and not has_sdpa(answer.model.geometry):
+        yield f"{answer.model.architecture} has no sdpa attention: transformers runs it eager, and so does this estimate"
     left = answer.weights.unconverted
     if left:
         size, share = sum(left.values()), sum(left.values()) / answer.weights.bytes

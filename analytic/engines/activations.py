@@ -126,6 +126,11 @@ def decode_peak(
     return _peak(_compiled(geometry, run), batch_size, 1, context_tokens)
 
 
+def has_sdpa(geometry: Geometry) -> bool:
+    """Whether transformers' class of this model can use fused attention."""
+    return _family(geometry).sdpa
+
+
 def _peak(moments: tuple[_Moment, ...], batch: int, queries: int, context: int) -> Peak:
     most, spread, name = 0, 0.0, ""
     for moment in moments:
