@@ -120,9 +120,10 @@ _PRECISIONS = (
 )
 
 
-@lru_cache(maxsize=1)
-def _table() -> dict[str, list[dict[str, Any]]]:
-    return tomllib.loads(files("analytic").joinpath("gpus.toml").read_text("utf-8"))
+def _rows(table: str) -> list[dict[str, Any]]:
+    """The rows of ``gpus.toml`` or ``contexts.toml``."""
+    document = tomllib.loads(files("analytic").joinpath(f"{table}s.toml").read_text("utf-8"))
+    return list(document[table])
 
 
 def _capability(text: str) -> tuple[int, int]:
@@ -148,7 +149,7 @@ def _gpu(row: dict[str, Any]) -> Gpu:
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """Every GPU of the table, in its order."""
-    return tuple(_gpu(row) for row in _table()["gpu"])
+    return tuple(_gpu(row) for row in _rows("gpu"))
 
 
 def _key(name: str) -> str:
@@ -212,7 +213,7 @@ def _context(row: dict[str, Any]) -> ContextRange:
 @lru_cache(maxsize=1)
 def _contexts() -> dict[str | tuple[int, int] | None, ContextRange]:
     """Context ranges by slug, by capability, and the one for any GPU under None."""
-    return {_context_key(row): _context(row) for row in _table()["context"]}
+    return {_context_key(row): _context(row) for row in _rows("context")}
 
 
 def _context_key(row: dict[str, Any]) -> str | tuple[int, int] | None:

@@ -135,7 +135,7 @@ class Report:
     cold: Timing
     others: tuple[Timing, ...]
     estimates_seconds: Mapping[str, tuple[float, ...]]
-    """Seconds for ESTIMATES estimates in one process, by what was asked."""
+    """Seconds for ESTIMATES estimates in one process, for each question."""
     modules: tuple[str, ...]
     """What one estimate imports beyond a bare interpreter."""
 
@@ -229,23 +229,22 @@ def answering(pages: Mapping[str, object], otherwise: Any) -> type[BaseHTTPReque
 
 def contenders() -> tuple[Contender, ...]:
     """What is timed; the catalogue and the cold Hub first."""
-    ullage = (script("ullage") or "ullage", "estimate")
-    accelerate, hf_mem = script("accelerate"), script("hf-mem")
-    peers = {
-        "accelerate estimate-memory": (accelerate, "estimate-memory", HUB_ID) if accelerate else None,
-        "hf-mem": (sys.executable, "-c", HF_MEM, "--model-id", HUB_ID) if hf_mem else None,
-    }
+    catalogue = command("ullage", "estimate", CATALOGUE_NAME, "--json")
+    from_hub = command("ullage", "estimate", HUB_ID, "--json")
+    hf_mem = command("python", "-c", HF_MEM, "--model-id", HUB_ID) if installed("hf-mem") else None
     return (
-        Contender(name="ullage, catalogue", command=(*ullage, CATALOGUE_NAME, "--json"), keeps_cache=True),
-        Contender(name="ullage, Hub, cold", command=(*ullage, HUB_ID, "--json"), keeps_cache=False),
-        Contender(name="ullage, Hub, warm", command=(*ullage, HUB_ID, "--json"), keeps_cache=True),
-        *(Contender(name=name, command=command, keeps_cache=True) for name, command in peers.items()),
+        Contender(name="ullage, catalogue", command=catalogue, keeps_cache=True),
+        Contender(name="ullage, Hub, cold", command=from_hub, keeps_cache=False),
+        Contender(name="ullage, Hub, warm", command=from_hub, keeps_cache=True),
+        Contender(name="accelerate", command=command("accelerate", "estimate-memory", HUB_ID), keeps_cache=True),
+        Contender(name="hf-mem", command=hf_mem, keeps_cache=True),
     )
 
 
-def script(name: str) -> str | None:
-    """The command that this interpreter's environment installed."""
-    return which(name, path=sysconfig.get_path("scripts"))
+def command(name: str, *arguments: str) -> tuple[str, ...] | None:
+    """A script of this interpreter's environment and its arguments; None if it is not there."""
+    script = which(name, path=sysconfig.get_path("scripts"))
+    return (script, *arguments) if script else None
 
 
 def environment(hub: LoopbackHub, caches: Path, bytecode: Path) -> dict[str, str]:
@@ -371,7 +370,7 @@ def render(report: Report, console: Console) -> None:
     analytic = sum(name.split(".")[0] == "analytic" for name in report.modules)
     console.print(f"An estimate imports {len(report.modules)} modules, {analytic} of them ullage's own.")
     if any(timing.is_unstable for timing in report.timings):
-        console.print("Unstable: the slowest run took over 1.5 × the fastest; leave the machine alone, or add --runs.")
+        console.print("Unstable: a slowest run took over 1.5 × its fastest. Leave the machine alone, or add --runs.")
     for goal, holds in report.goals.items():
         console.print(f"{'holds ' if holds else 'MISSED'}  {goal}", highlight=False)
 
@@ -382,18 +381,23 @@ def processes(report: Report) -> Table:
     for heading in ("median s", "min–max s", "CPU s", "peak MB", "× cold"):
         table.add_column(heading, justify="right", no_wrap=True)
     for timing in report.timings:
-        table.add_row(timing.name, *(cells(timing, report.times_ullage(timing))))
+        if timing.failure is None:
+            table.add_row(timing.name, *cells(timing, report.times_ullage(timing)))
+        else:
+            table.add_row(f"{timing.name}: {timing.failure}")
     return table
 
 
 def cells(timing: Timing, ratio: float | None) -> tuple[str, ...]:
-    """The figures of one contender, or why there are none."""
-    if timing.median_seconds is None or timing.peak_rss_bytes is None:
-        return (timing.failure or "",)
-    times = f"{min(timing.wall_seconds):.3f}–{max(timing.wall_seconds):.3f}"
-    peak = f"{timing.peak_rss_bytes / 1e6:.1f}"
-    cpu = f"{median(timing.cpu_seconds):.3f}"
-    return f"{timing.median_seconds:.3f}", times, cpu, peak, "" if ratio is None else f"{ratio:.2f}"
+    """The figures of one contender that ran."""
+    assert timing.peak_rss_bytes is not None
+    return (
+        f"{median(timing.wall_seconds):.3f}",
+        f"{min(timing.wall_seconds):.3f}–{max(timing.wall_seconds):.3f}",
+        f"{median(timing.cpu_seconds):.3f}",
+        f"{timing.peak_rss_bytes / 1e6:.1f}",
+        "" if ratio is None else f"{ratio:.2f}",
+    )
 
 
 def in_process(report: Report) -> Table:

@@ -204,7 +204,7 @@ def test_each_unmet_precision_gets_its_own_warning():
 
 
 def test_importing_reads_no_table():
-    code = "import sys, analytic.hardware as h; print(h._table.cache_info().currsize, 'torch' in sys.modules)"
+    code = "import sys, analytic.hardware as h; print(h.gpus.cache_info().currsize, 'torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0 False\n"
     )
