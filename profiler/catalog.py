@@ -12,14 +12,14 @@ from profiler.models import describe
 _MODELS = Path(analytic.models.__path__[0])
 FOLDER = _MODELS / "catalog"
 INDEX = _MODELS / "catalog_index.json"
-_GIVEN = ("id", "aliases", "source", "config")
-"""Keys that people write; all others are made here."""
+_GIVEN = ("id", "aliases", "source", "checkpoint_dtype", "config")
+"""Keys that people write; all others are made here. ``checkpoint_dtype`` only where the config names none."""
 
 
 def regenerate(document: dict[str, Any]) -> dict[str, Any]:
     """A catalogue document with its generated keys made anew from its config."""
     made = describe(document["config"])
-    return {key: document[key] for key in _GIVEN} | {
+    return {key: document[key] for key in _GIVEN if key in document} | {
         "architecture": made["architecture"],
         "parameters": made["parameters"],
         "tensors": [row_from_group(group) for group in made["tensors"]],

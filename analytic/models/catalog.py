@@ -61,7 +61,7 @@ def load(name: str) -> Model:
         id=document["id"],
         source="catalog",
         architecture=document["architecture"],
-        dtype=published_dtype(document["config"]),
+        dtype=published_dtype(document["config"]) or document.get("checkpoint_dtype"),
         config=document["config"],
         tensors=tuple(group_from_row(row) for row in document["tensors"]),
     )
