@@ -321,7 +321,7 @@ def _warnings(answer: Estimate) -> Iterator[str]:
             kv_cache_dtype=None,
         )
     if answer.request.attention == "sdpa" and not has_sdpa(answer.model.geometry):
-        yield f"{answer.model.architecture} has no sdpa attention: transformers runs it eager, and so does this estimate"
+        yield f"{answer.model.architecture} has no sdpa attention: transformers runs it eager, as counted here"
     left = answer.weights.unconverted
     if left:
         size, share = sum(left.values()), sum(left.values()) / answer.weights.bytes

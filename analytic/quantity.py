@@ -51,7 +51,7 @@ def bounded(low: int, count: int, high: int, basis: Basis) -> Quantity:
 
 def total(quantities: "list[Quantity] | tuple[Quantity, ...]") -> Quantity:
     """The sum; its basis is the weakest one that contributes bytes."""
-    basis = max((q.basis for q in quantities if q.high_bytes), key=_RANK.__getitem__, default="exact")
+    basis: Basis = max((q.basis for q in quantities if q.high_bytes), key=_RANK.__getitem__, default=BASES[0])
     return Quantity(
         bytes=sum(q.bytes for q in quantities),
         low_bytes=sum(q.low_bytes for q in quantities),

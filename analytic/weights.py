@@ -69,6 +69,12 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
             f"{model.id} is published in {model.native_format}, which transformers does not quantise again",
             hint="leave --quantization out, or serve it dequantised with --quantization none",
         )
+    packed = {group.stored for group in model.tensors} & set(NATIVE_FORMATS)
+    if quantization == "none" and model.native_format is not None and not packed:
+        raise UllageError(
+            f"{model.id} is published in {model.native_format}, whose dequantised size is not modelled",
+            hint="leave --quantization out to serve it as published",
+        )
     served = tuple(_serve(group, dtype, quantization) for group in model.tensors)
     persistent = [s for s in served if s.group.persistent]
     return Weights(

@@ -139,3 +139,12 @@ def test_llama_2_70b_in_bfloat16_has_the_bytes_of_its_published_index() -> None:
 def test_a_published_quantised_model_is_not_quantised_again() -> None:
     with pytest.raises(UllageError, match="fp8"):
         weigh(catalog.load("deepseek-v3"), dtype="bfloat16", quantization="bnb-nf4")
+
+
+def test_a_format_whose_dequantised_size_is_unknown_is_not_dequantised() -> None:
+    from dataclasses import replace
+
+    model = catalog.load("llama-2-7b")
+    packed = replace(model, config={**model.config, "quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(UllageError, match="gptq"):
+        weigh(packed, dtype="bfloat16", quantization="none")

@@ -67,13 +67,6 @@ def load(name: str) -> Model:
     )
 
 
-@cache
-def of_architecture(architecture: str) -> Model | None:
-    """Some catalogue model of the class ``architecture``, to learn what its tensors are called."""
-    name = next((e.name for e in entries() if e.architecture == architecture), None)
-    return None if name is None else load(name)
-
-
 def published_dtype(config: Mapping[str, Any]) -> str | None:
     """``dtype`` (``torch_dtype`` in older files) of a config or of its text part."""
     nested = config.get("text_config")

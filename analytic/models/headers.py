@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analytic.errors import UllageError
+from analytic.models.agreement import Claims, contradiction, require_agreement
 from analytic.models.catalog import published_dtype
 from analytic.models.config_reader import read_geometry
-from analytic.models.geometry import Geometry, MixtureOfExperts
+from analytic.models.geometry import Geometry
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model, Source
 from analytic.models.packed import FLOATS, FORMAT_OF_DTYPE, Unpacked, quantization_of, unpack
@@ -63,7 +64,8 @@ def from_headers(
     tensors, left = sorting.split(unpack(stored, native))
     groups = tuple(_fold(_fused(tensors, id)))
     if family is not None:
-        _require_whole(groups, geometry, family, sorting)
+        claims = Claims(id=id, config=config, geometry=geometry, family=family, is_tied=sorting.is_tied)
+        require_agreement(groups, claims, packed=native is not None)
     return Model(
         id=id,
         source=source,
@@ -167,7 +169,7 @@ class _Sorting:
             said = f"{tensor.name} is {tensor.stored}, but config.json has no quantization_config"
             raise UllageError(f"{self.id}: {said}", hint=_COMPARE)
         if len(tensor.shape) != len(rule.shape) and not _EXPERTS.search(tensor.name):
-            raise _contradiction(self.id, f"{tensor.name} has {len(tensor.shape)} dimensions, not {len(rule.shape)}")
+            raise contradiction(self.id, f"{tensor.name} has {len(tensor.shape)} dimensions, not {len(rule.shape)}")
         return replace(rule, shape=tensor.shape)
 
     def _unruled(self, tensor: Unpacked, pattern: str, role: str) -> TensorGroup:
@@ -208,9 +210,14 @@ def _fuse(members: list[_Tensor], id: str) -> TensorGroup:
     kinds = {(t.group.shape[1:], t.group.stored, len(t.group.shape)) for t in members}
     held = {(t.place.part, t.place.expert): t.group.shape[0] for t in members if t.place and len(t.group.shape) == 2}
     names = {part for part, _ in held}
+    parts = 2 if group.name.endswith(".gate_up_proj") else 1
     experts = {expert for _, expert in held}
     rows = {part: {held.get((part, expert)) for expert in experts} for part in names}
-    whole = len(held) == len(members) == len(names) * len(experts) and experts == set(range(len(experts)))
+    whole = (
+        len(held) == len(members) == parts * len(experts)
+        and len(names) == parts
+        and experts == set(range(len(experts)))
+    )
     if len(kinds) > 1 or not whole or any(len(sizes) > 1 for sizes in rows.values()):
         first = members[0].unpacked
         raise UllageError(
@@ -242,65 +249,10 @@ def _rotary_tables(family: Family, geometry: Geometry) -> Iterator[TensorGroup]:
             yield replace(group, layers=tuple(range(len(geometry.layers))))
 
 
-def _require_whole(groups: tuple[TensorGroup, ...], geometry: Geometry, family: Family, sorting: _Sorting) -> None:
-    """Refuse a checkpoint that lacks what its config says there is.
-
-    Raises:
-        UllageError: by the name of what is missing or of another size.
-    """
-    modules = {group.name.rpartition(".")[0] for group in groups}
-    missing = sorted(name for name in family.always if name.rpartition(".")[0] not in modules)
-    if not sorting.is_tied and not any(group.role == "output" for group in groups):
-        missing.append("the output head (tie_word_embeddings is false)")
-    if missing:
-        raise _contradiction(sorting.id, f"the checkpoint lacks {missing[0]}")
-    _require_layers(groups, geometry, family, sorting)
-    _require_sizes(groups, geometry, sorting)
-
-
-def _require_layers(groups: tuple[TensorGroup, ...], geometry: Geometry, family: Family, sorting: _Sorting) -> None:
-    """Layers that the config makes alike hold tensors of the same names."""
-    held: list[set[str]] = [set() for _ in geometry.layers]
-    for group in groups:
-        for index in group.layers or ():
-            if _prefix(group.name) == family.decoder:
-                held[index].add(group.name)
-    empty = next((index for index, names in enumerate(held) if not names), None)
-    if empty is not None:
-        said = f"config.json says {len(held)} layers, the checkpoint holds none at {family.decoder}{empty}"
-        raise _contradiction(sorting.id, said)
-    if sorting.native:
-        return
-    first: dict[object, int] = {}
-    for index, layer in enumerate(geometry.layers):
-        alike = first.setdefault(layer, index)
-        differing = sorted(held[index] ^ held[alike])
-        if differing:
-            where = index if differing[0] in held[alike] else alike
-            raise _contradiction(sorting.id, f"the checkpoint lacks {differing[0].replace('{}', str(where))}")
-
-
-def _require_sizes(groups: tuple[TensorGroup, ...], geometry: Geometry, sorting: _Sorting) -> None:
-    """The embedding and the number of experts are as the config says."""
-    width = sorting.config.get("word_embed_proj_dim") or geometry.hidden_size
-    embeddings = [g.shape for g in groups if g.role == "embedding" and not g.layers and g.stored == "model"]
-    if embeddings and (geometry.vocab_size, width) not in embeddings:
-        said = f"config.json says an embedding of {[geometry.vocab_size, width]}, the checkpoint holds"
-        raise _contradiction(sorting.id, f"{said} {list(max(embeddings))}")
-    counts = {ff.experts for layer in geometry.layers if isinstance(ff := layer.feed_forward, MixtureOfExperts)}
-    for group in groups:
-        if group.role == "expert" and len(group.shape) == 3 and group.shape[0] not in counts:
-            said = f"config.json says {' or '.join(map(str, sorted(counts))) or 'no'} experts"
-            raise _contradiction(sorting.id, f"{said}, {group.name} holds {group.shape[0]}")
-
-
-def _contradiction(id: str, said: str) -> UllageError:
-    return UllageError(f"{id}: {said}", hint="complete the download, and take config.json from the same place")
-
-
 def _notes(left: list[Unpacked]) -> tuple[str, ...]:
     if not left:
         return ()
     named = ", ".join(t.name for t in left[:2])
     size = sum(t.bytes for t in left)
-    return (f"{len(left)} stored tensors ({size:,} bytes: {named}{' …' if len(left) > 2 else ''}) are not served",)
+    more = f" and {len(left) - 2} more" if len(left) > 2 else ""
+    return (f"stored but not served: {named}{more} ({size:,} bytes)",)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -173,7 +173,18 @@ def _mxfp4_blocks(tensor: StoredTensor, by_name: Mapping[str, StoredTensor]) -> 
     return (_joined(tensor, scales, name=base, shape=(*rows, blocks * 32), stored="mxfp4"),)
 
 
-_PAIRS: dict[str, _Pair] = {"fp8": _fp8_tiles, "mxfp4": _mxfp4_blocks}
+def _bnb_state(tensor: StoredTensor, by_name: Mapping[str, StoredTensor]) -> tuple[Unpacked, ...] | None:
+    """What bitsandbytes reads and drops; of a double quantised weight's state the offset stays, a float32."""
+    weight, state, _ = tensor.name.partition(".quant_state.")
+    if not state:
+        return () if tensor.name.endswith(".weight_format") else None
+    if f"{weight}.nested_absmax" not in by_name:
+        return ()
+    offset = replace(tensor, name=f"{weight}.nested_offset", dtype="F32", shape=(1,), bytes=4)
+    return (_unpacked(offset, stored="float32", parameters=0, side=True),)
+
+
+_PAIRS: dict[str, _Pair] = {"fp8": _fp8_tiles, "mxfp4": _mxfp4_blocks, "bitsandbytes": _bnb_state}
 
 
 def _joined(tensor: StoredTensor, scales: StoredTensor, *, name: str, shape: tuple[int, ...], stored: str) -> Unpacked:
@@ -202,12 +213,11 @@ def _compressed_bits(native: Mapping[str, Any]) -> int | None:
     groups = native.get("config_groups")
     values = groups.values() if isinstance(groups, Mapping) else ()
     rows = [row.get("weights") for row in values if isinstance(row, Mapping)]
-    widths = {row.get("num_bits") for row in rows if isinstance(row, Mapping) and _is_packed(row)}
+    packed = [row for row in rows if isinstance(row, Mapping) and _is_packed(row)]
+    widths = {_checked_bits(row.get("num_bits"), "num_bits") for row in packed}
     if len(widths) > 1:
-        raise UllageError(
-            f"config.json: quantization_config packs weights in several widths: {sorted(map(str, widths))}"
-        )
-    return _checked_bits(widths.pop(), "num_bits") if widths else None
+        raise UllageError(f"config.json: quantization_config packs weights in several widths: {sorted(widths)}")
+    return widths.pop() if widths else None
 
 
 def _is_packed(row: Mapping[str, Any]) -> bool:
@@ -215,9 +225,8 @@ def _is_packed(row: Mapping[str, Any]) -> bool:
 
 
 def _checked_bits(bits: object, key: str) -> int:
-    if bits not in (1, 2, 3, 4, 5, 6, 8) or isinstance(bits, bool):
+    if type(bits) is not int or not 1 <= bits <= 8:
         raise UllageError(f"config.json: quantization_config: {key} cannot be {repr(bits)[:60]}", hint=_COMPARE)
-    assert isinstance(bits, int)
     return bits
 
 
