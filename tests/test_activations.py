@@ -83,6 +83,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gptj": GPT2 | {"rotary_dim": 16},
     "gpt_neox": ALL_HEADS,
     "opt": ALL_HEADS | {"ffn_dim": 896, "word_embed_proj_dim": 320, "pad_token_id": 1},
+    "bloom": {"vocab_size": 640, "hidden_size": 320, "n_layer": 3, "n_head": 10},
     "falcon": ALL_HEADS | {"new_decoder_architecture": True, "num_kv_heads": 5},
     "mixtral": MOE,
     "phimoe": MOE,
@@ -122,7 +123,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2": LLAMA,
     "glm": LLAMA | {"head_dim": 32, "pad_token_id": 0},
 }
-EAGER_ONLY = {"gemma2", "gptj", "gpt_oss"}
+EAGER_ONLY = {"bloom", "gemma2", "gptj", "gpt_oss"}
 """Classes that refuse sdpa; asking for it is asking for eager."""
 
 RUNS = [  # attention, dtype, batch, prompt, padded

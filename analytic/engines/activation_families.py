@@ -200,6 +200,17 @@ GPTJ = Family(
     rope_tables=0,
     sdpa=False,
 )
+BLOOM = Family(
+    ff=GELU_NEW,
+    attention=PLAIN,
+    kept=Need(q=1, k=1, v=1),
+    norm=LAYER_NORM,
+    eager=Need(w=3, w_cast=1, w32=1),
+    eager_repeats=False,
+    rope_tables=0,
+    sdpa=False,
+    tolerance_fraction=0.35,
+)
 NEMOTRON_H = Family(attention=PLAIN, ff=Need(i=2), expert=Need(i=2), rope_tables=0, router32=True)
 
 FAMILIES: dict[str, Family] = {
@@ -255,6 +266,7 @@ FAMILIES: dict[str, Family] = {
         MOE, every_expert=True, before_ff=4, rope_tables=1, rope_itemsize=4, eager=Need(w=3), tolerance_fraction=0.05
     ),
     "falcon": FALCON,
+    "bloom": BLOOM,
     "gptj": GPTJ,
     "qwen3_next": replace(
         MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25, recurrent_projections=1, tolerance_fraction=0.07
