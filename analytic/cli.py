@@ -241,7 +241,7 @@ def _console() -> Console:
 def _print_json(document: dict[str, Any]) -> None:
     from json import dumps
 
-    print(dumps(document, indent=1, ensure_ascii=False))
+    print(dumps(document, indent=1))
 
 
 def _write_json(document: dict[str, Any], path: str) -> None:
@@ -249,13 +249,15 @@ def _write_json(document: dict[str, Any], path: str) -> None:
     from pathlib import Path
 
     try:
-        Path(path).write_text(dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UllageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command; a known error is one line and a hint on stderr."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except UllageError as error:

@@ -66,7 +66,7 @@ def round_up(count: int, multiple: int = ALLOCATION_GRANULARITY_BYTES) -> int:
 
 
 # Decimal and binary units of bytes (SI and IEC 80000-13).
-_BYTE_UNITS = {"": 1, "b": 1} | {
+_BYTE_UNITS = {
     prefix + suffix: base**power
     for power, prefix in enumerate("kmgtp", start=1)
     for base, suffix in ((1000, ""), (1000, "b"), (1024, "ib"))

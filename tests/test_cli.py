@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_the_tables_as_text_and_as_json(command: str, capsys: pytest.CaptureFixt
         (["estimate", "llama-2-7b", "--prompt-tokens", "nan"], 2, "nan"),
         (["estimate", "llama-2-7b", "--gpu", "l4", "--gpu-memory", "10GB"], 2, "contradict"),
         (["estimate", "llama-2-7b", "--gpu-memory", "0GB"], 2, "0GB"),
+        (["estimate", "llama-2-7b", "--gpu-memory", "80"], 2, "80GiB"),
         (["estimate", "llama-2-7b", "--frobnicate"], 2, "frobnicate"),
         (["estimate", "llama-2-7b", "-o", "/no/such/folder/x.json"], 1, "/no/such/folder"),
         (["estimate"], 2, "MODEL"),
@@ -138,6 +140,13 @@ def test_an_estimate_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_terminal_without_unicode_still_gets_an_answer() -> None:
+    command = [sys.executable, "-c", "from analytic.cli import main; main(['estimate', 'llama-2-7b', '--gpu', 'l4'])"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
+    assert b"weights" in done.stdout
+    assert b"###" in done.stdout
 
 
 def test_the_human_output_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

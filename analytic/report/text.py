@@ -168,7 +168,8 @@ def print_models(rows: Iterable[Entry], console: Console) -> None:
     """The catalogue."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("model", "parameters", "Hub id"):
-        table.add_column(name, justify="right" if name == "parameters" else "left", no_wrap=True)
+        right = name == "parameters"
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=10 if right else None)
     for row in rows:
         table.add_row(row.name, f"{row.parameters / 1e9:,.2f} B", row.id)
     console.print(table)
