@@ -9,6 +9,7 @@ import torch
 
 from analytic.models.config_reader import FAMILIES, read_geometry
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
+from analytic.quantity import round_up
 from analytic.state import (
     FullCache,
     LatentCache,
@@ -18,7 +19,6 @@ from analytic.state import (
     caches,
     for_layer,
     growth_transient_bytes,
-    round_up,
     sequence_state_allocations,
     sequence_state_bytes,
     sequence_state_bytes_per_token,

@@ -1,13 +1,11 @@
 """Sequence state: what a model keeps of the tokens it has seen, a class a cache kind."""
 
 from analytic.state.kinds import (
-    ALLOCATION_BYTES,
     CacheKind,
     FullCache,
     LatentCache,
     RecurrentState,
     SlidingCache,
-    round_up,
 )
 from analytic.state.sequence import (
     cached_tokens,
@@ -20,7 +18,6 @@ from analytic.state.sequence import (
 )
 
 __all__ = [
-    "ALLOCATION_BYTES",
     "CacheKind",
     "FullCache",
     "LatentCache",
@@ -30,7 +27,6 @@ __all__ = [
     "caches",
     "for_layer",
     "growth_transient_bytes",
-    "round_up",
     "sequence_state_allocations",
     "sequence_state_bytes",
     "sequence_state_bytes_per_token",

@@ -7,16 +7,8 @@ allocator hands out. Keys and values are [sequences, heads, tokens, head_dim], e
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-ALLOCATION_BYTES = 512
-"""Granule of PyTorch's CUDA caching allocator."""
-
 WINDOW_TENSOR_BYTES = 8
 """``DynamicSlidingWindowLayer._sliding_window_tensor``: one int64 that every sliding layer moves to its device."""
-
-
-def round_up(size_bytes: int, multiple: int = ALLOCATION_BYTES) -> int:
-    """The least multiple that holds a size."""
-    return -(-size_bytes // multiple) * multiple
 
 
 class CacheKind(ABC):

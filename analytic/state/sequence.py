@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
-from analytic.state.kinds import CacheKind, FullCache, LatentCache, RecurrentState, SlidingCache, round_up
+from analytic.quantity import round_up
+from analytic.state.kinds import CacheKind, FullCache, LatentCache, RecurrentState, SlidingCache
 
 
 def cached_tokens(*, prompt_tokens: int, output_tokens: int) -> int:
