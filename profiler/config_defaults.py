@@ -38,6 +38,7 @@ def _row(model_type: str) -> dict[str, Any]:
         "attribute_map": {key: own for key, own in cls.attribute_map.items() if key in KEYS},
         "defaults": {} if nested else {name: fields[name] for name in sorted(names & {*fields})},
         "text_config": nested,
+        "tie_word_embeddings": getattr(cls, "tie_word_embeddings", None),
     }
 
 

@@ -66,6 +66,8 @@ class ConfigClass:
     """Defaults by the family's own key, before the class computes anything."""
     text_config: str | None
     """Model type of the nested text model, None where the config is itself a text model's."""
+    tie_word_embeddings: bool | None
+    """Whether the output head is tied where the file does not say; None where the class itself does not say."""
 
 
 @cache

@@ -8,7 +8,8 @@ from typing import Any
 
 from analytic.formats.table import NATIVE_FORMATS
 from analytic.models import catalog
-from analytic.models.config_keys import reject
+from analytic.models.config_keys import config_classes, reject
+from analytic.models.config_reader import ALIASES
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
 
@@ -118,13 +119,14 @@ def family_of(architecture: str | None, model_type: str, *, quantized: str | Non
 
 @cache
 def _family(models: tuple[Model, ...], quantized: str | None) -> Family:
+    model_type = str(models[0].config["model_type"])
     top = [{g.name for g in m.tensors if g.layers is None and g.persistent and g.role != "output"} for m in models]
     return Family(
         architecture=models[0].architecture,
         groups={group.name: _as_built(group, model, quantized) for model in models for group in model.tensors},
         always=frozenset(set.intersection(*top)),
         decoder=next(g.name.partition("{}")[0] for m in models for g in m.tensors if m.is_decoder(g)),
-        tied_by_default=not any(group.role == "output" for model in models for group in model.tensors),
+        tied_by_default=config_classes()[ALIASES.get(model_type, model_type)].tie_word_embeddings is True,
     )
 
 
