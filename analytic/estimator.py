@@ -1,19 +1,20 @@
 """From a model and a request to the ledger of every GPU, the verdict, and what would change it."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from analytic.engines.activations import has_sdpa
-from analytic.engines.transformers import Span, ledger, state_bytes
+from analytic.engines.transformers import ledger, share_of, state_bytes
 from analytic.errors import UllageError, UsageError
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
 from analytic.ledger import Ledger
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
-from analytic.placement import Chain, balance, fewest_gpus
+from analytic.placement import balance
 from analytic.quantity import GiB
 from analytic.request import Request
 from analytic.rule import Rule, apply_rule
@@ -84,9 +85,17 @@ class Estimate:
     @cached_property
     def gpus_needed(self) -> int | None:
         """The fewest GPUs of this kind, whole layers on each; None without a GPU, or if one layer is too much."""
-        if self.capacity_bytes is None:
+        capacity = self.capacity_bytes
+        if capacity is None:
             return None
-        return fewest_gpus(_chain(self.model, self.request, self.dtype, self.gpu), capacity_bytes=self.capacity_bytes)
+
+        def fits(gpus: int) -> bool:
+            rows = _ledgers(self.model, self.request, self.dtype, self.gpu, gpus)
+            return max(row.device.bytes for row in rows) <= capacity
+
+        counts = range(1, len(self.model.geometry.layers) + 1)
+        found = bisect_left(counts, True, key=fits)
+        return counts[found] if found < len(counts) else None
 
     @cached_property
     def weights(self) -> Weights:
@@ -240,43 +249,38 @@ def _as_served(model: Model, request: Request, gpu: Gpu | None) -> Request:
 
 def _ledgers(model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: int) -> tuple[Ledger, ...]:
     if gpus == 1:
-        return (ledger(model, request, dtype=dtype, gpu=gpu, span=None, rank="tp0/pp0"),)
+        return (ledger(share_of(model, dtype, request.weight_format), request, dtype=dtype, gpu=gpu),)
     layers = len(model.geometry.layers)
     if gpus > layers:
         raise UsageError(f"{gpus} GPUs for {layers} layers: a layer is not split", hint=f"at most {layers}")
-    spans = balance(_chain(model, request, dtype, gpu), gpus=gpus)
+    spans = balance(_sizes(model, request, dtype), gpus=gpus)
+    shares = [share_of(model, dtype, request.weight_format, span) for span in spans]
+    rows = {share: ledger(share, request, dtype=dtype, gpu=gpu) for share in dict.fromkeys(shares)}
     return tuple(
-        ledger(model, request, dtype=dtype, gpu=gpu, span=Span(first=first, end=end), rank=f"tp0/pp{i}")
-        for i, (first, end) in enumerate(spans)
+        replace(rows[share], rank=f"tp0/pp{rank}", layers=span)
+        for rank, (share, span) in enumerate(zip(shares, spans, strict=True))
     )
 
 
-def _chain(model: Model, request: Request, dtype: str, gpu: Gpu | None) -> Chain:
-    """Weights and state by layer, and beside them what every GPU needs: the whole less both."""
-    first, layers, last = _weight_chain(model, dtype, request.weight_format)
-    whole = ledger(model, request, dtype=dtype, gpu=gpu, span=None, rank="")
+def _sizes(model: Model, request: Request, dtype: str) -> tuple[int, ...]:
+    """Weights and state of each layer; what stands before and after the layers stays with the first and the last."""
     geometry = model.geometry
     states = {layer: state_bytes(replace(geometry, layers=(layer,)), request, dtype) for layer, _ in geometry.groups}
-    by_layer = tuple(w + states[layer] for w, layer in zip(layers, geometry.layers, strict=True))
-    held = whole.components["weights"].bytes + state_bytes(geometry, request, dtype)
-    fixed = max(0, whole.device.bytes - held)
-    return Chain(first_bytes=first, layer_bytes=by_layer, last_bytes=last, fixed_bytes=fixed)
+    weights = _layer_weights(model, dtype, request.weight_format)
+    return tuple(w + states[layer] for w, layer in zip(weights, geometry.layers, strict=True))
 
 
 @lru_cache(maxsize=1024)
-def _weight_chain(model: Model, dtype: str, quantization: str | None) -> tuple[int, tuple[int, ...], int]:
-    """Weight bytes before the layers, of each layer, and after them."""
-    first, last, layers = 0, 0, [0] * len(model.geometry.layers)
+def _layer_weights(model: Model, dtype: str, quantization: str | None) -> tuple[int, ...]:
+    layers = [0] * len(model.geometry.layers)
     for served in weigh(model, dtype=dtype, quantization=quantization).served:
         group = served.group
         if group.layers is not None and model.is_decoder(group):
             for layer in group.layers:
                 layers[layer] += served.each_bytes * group.copies
-        elif model.is_after_layers(group):
-            last += served.bytes
         else:
-            first += served.bytes
-    return first, tuple(layers), last
+            layers[-1 if model.is_after_layers(group) else 0] += served.bytes
+    return tuple(layers)
 
 
 def largest(fits: Callable[[int], bool], *, start: int, limit: int = 10**8) -> int:

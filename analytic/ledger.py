@@ -28,7 +28,7 @@ class Part:
 class Ledger:
     """One GPU at its peak."""
 
-    rank: str
+    rank: str = "tp0/pp0"
     phase: Literal["prefill", "decode"]
     """The phase in which the peak falls."""
     moment: str

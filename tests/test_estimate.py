@@ -1,5 +1,7 @@
 import time
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from analytic.errors import UllageError, UsageError
 from analytic.estimator import largest, run
 from analytic.ledger import ALLOCATED, COMPONENTS
 from analytic.models import catalog
-from analytic.placement import Chain, balance, fewest_gpus
+from analytic.placement import balance
 from analytic.report.document import estimate_document
 from analytic.request import Request
 
@@ -110,26 +112,46 @@ def test_ten_thousand_workloads_of_one_model_take_seconds() -> None:
     assert time.perf_counter() - start < 3
 
 
-chains = st.builds(
-    Chain,
-    first_bytes=st.integers(0, 100),
-    layer_bytes=st.lists(st.integers(1, 100), min_size=1, max_size=12).map(tuple),
-    last_bytes=st.integers(0, 100),
-    fixed_bytes=st.integers(0, 50),
+@given(sizes=st.lists(st.integers(0, 100), min_size=1, max_size=9), data=st.data())
+def test_no_cut_of_the_layers_is_more_even_than_the_balanced_one(sizes: list[int], data: st.DataObject) -> None:
+    gpus = data.draw(st.integers(1, len(sizes)))
+
+    def fullest(cuts: Iterable[int]) -> int:
+        return max(sum(sizes[first:end]) for first, end in pairwise([0, *cuts, len(sizes)]))
+
+    spans = balance(sizes, gpus=gpus)
+    assert [first for first, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert len(spans) == gpus
+    assert spans[-1][1] == len(sizes)
+    assert all(first < end for first, end in spans)
+    every = combinations(range(1, len(sizes)), gpus - 1)
+    assert fullest(first for first, _ in spans[1:]) == min(map(fullest, every))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "flags"),
+    [
+        ("llama-2-70b", "h100-80gb", {}),
+        ("llama-2-70b", "rtx-4090", {"batch_size": 8}),
+        ("mixtral-8x7b", "a100-80gb", {"batch_size": 32, "prompt_tokens": 8192}),
+        ("gemma-2-27b", "l4", {"quantization": "bnb-int8"}),
+        ("deepseek-v3", "h200", {}),
+    ],
 )
+def test_the_fewest_gpus_hold_it_and_one_less_does_not(name: str, gpu: str, flags: dict[str, Any]) -> None:
+    needed = analytic.estimate(name, gpu=gpu, **flags).gpus_needed
+    assert needed is not None
+    assert analytic.estimate(name, gpu=gpu, gpus=needed, **flags).fits
+    assert not any(analytic.estimate(name, gpu=gpu, gpus=fewer, **flags).fits for fewer in range(1, needed))
 
 
-@given(chain=chains, gpus=st.integers(1, 6))
-def test_a_balanced_split_covers_every_layer_and_no_even_split_does_better(chain: Chain, gpus: int) -> None:
-    spans = [span for span in balance(chain, gpus=gpus) if span[0] < span[1]]
-    assert [spans[0][0], spans[-1][1]] == [0, len(chain.layer_bytes)]
-    assert all(a[1] == b[0] for a, b in pairwise(spans))
-    fullest = max(chain.span_bytes(*span) for span in spans)
-    fewest = fewest_gpus(chain, capacity_bytes=fullest)
-    assert fewest is not None
-    assert fewest <= gpus
-    tighter = fewest_gpus(chain, capacity_bytes=fullest - 1)
-    assert tighter is None or tighter > gpus
+@pytest.mark.parametrize(("name", "gpus"), [("llama-2-70b", 8), ("gemma-3-1b", 26), ("qwen3-30b-a3b", 5)])
+def test_gpus_together_hold_each_tensor_once(name: str, gpus: int) -> None:
+    # a tied head stays with the embedding on the first GPU
+    def weights(gpus: int) -> int:
+        return sum(row.components["weights"].bytes for row in analytic.estimate(name, gpus=gpus).ledgers)
+
+    assert weights(gpus) == weights(1)
 
 
 @given(threshold=st.integers(0, 10**6), start=st.integers(1, 10**4))

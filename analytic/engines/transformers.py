@@ -15,6 +15,7 @@ from analytic.hardware import Gpu, context_range
 from analytic.ledger import Ledger, Part
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
+from analytic.placement import Span
 from analytic.quantity import Quantity, bounded, exact, round_up
 from analytic.request import Request
 from analytic.state import (
@@ -44,25 +45,17 @@ STAGED_TENSORS_HIGH = 4
 """Tensors that may be staged at once while loading (transformers/core_model_loading.py, GLOBAL_WORKERS)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
-    """The layers of one GPU: ``first`` to ``end`` (exclusive)."""
-
-    first: int
-    end: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Share:
-    """Everything of the model that lives on one GPU."""
+    """Everything of the model that lives on one GPU. Equal ones are one object (`share_of`)."""
 
     geometry: Geometry
     weights_bytes: int
     rounding_bytes: int
     warmup_bytes: int
     staging_bytes: int
-    converted: tuple[ServedGroup, ...]
-    """Quantised matrices, whose forward needs temporaries."""
+    converted: tuple[tuple[str, int, int], ...]
+    """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +71,12 @@ class _Phase:
         return self.state_bytes + self.activations.bytes + self.temporaries.bytes
 
 
-def ledger(model: Model, request: Request, *, dtype: str, gpu: Gpu | None, span: Span | None, rank: str) -> Ledger:
-    """The ledger of one GPU that holds the layers of ``span`` (None: all of them)."""
-    share = share_of(model, dtype, request.weight_format, span)
+def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Ledger:
+    """The ledger of a GPU that holds ``share`` of a model."""
     phases = _phases(share, request, dtype)
     peak = max(phases, key=lambda phase: phase.bytes)
     fixed, workspace_parts = _workspace(share, gpu)
     return Ledger(
-        rank=rank,
         phase="prefill" if peak.name == "prefill" else "decode",
         moment=peak.activations.moment,
         components={
@@ -98,41 +89,41 @@ def ledger(model: Model, request: Request, *, dtype: str, gpu: Gpu | None, span:
         },
         load_peak=_load_peak(share),
         parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries.bytes)),
-        layers=None if span is None else (span.first, span.end),
     )
 
 
 @lru_cache(maxsize=4096)
-def share_of(model: Model, dtype: str, quantization: str | None, span: Span | None) -> Share:
+def share_of(model: Model, dtype: str, quantization: str | None, span: Span | None = None) -> Share:
     """The part of ``model`` that a GPU with the layers of ``span`` holds (None: the whole)."""
     weights = weigh(model, dtype=dtype, quantization=quantization)
     if span is None:
         return _share(weights, model.geometry, weights.served)
-    layers = model.geometry.layers[span.first : span.end]
+    layers = model.geometry.layers[slice(*span)]
     served = tuple(_cut(s, span, len(model.geometry.layers), model) for s in weights.served)
     return _share(weights, replace(model.geometry, layers=layers), tuple(s for s in served if s.group.count))
 
 
+_one_share = lru_cache(maxsize=4096)(Share)
+
+
 def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]) -> Share:
     stored = sum(s.bytes for s in served if s.group.persistent)
-    return Share(
+    return _one_share(
         geometry=geometry,
         weights_bytes=stored,
         rounding_bytes=sum(s.rounded_bytes * s.group.count for s in served) - stored,
         warmup_bytes=sum(s.warmup_bytes for s in served),
         staging_bytes=max((s.staging_bytes for s in served), default=0),
-        converted=tuple(s for s in served if s.format.name.startswith("bnb-")),
+        converted=tuple({(s.format.name, *s.group.matrix): 0 for s in served if s.format.name.startswith("bnb-")}),
     )
 
 
 def _cut(served: ServedGroup, span: Span, layers: int, model: Model) -> ServedGroup:
     """The tensors of a group that live with the layers of ``span``."""
-    group = served.group
+    group, (first, end) = served.group, span
     if group.layers is not None and model.is_decoder(group):
-        return replace(
-            served, group=replace(group, layers=tuple(i for i in group.layers if span.first <= i < span.end))
-        )
-    here = span.end == layers if model.is_after_layers(group) else span.first == 0
+        return replace(served, group=replace(group, layers=tuple(i for i in group.layers if first <= i < end)))
+    here = end == layers if model.is_after_layers(group) else first == 0
     return served if here else replace(served, group=replace(group, layers=()))
 
 
@@ -218,16 +209,15 @@ def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment
 
     A gated feed-forward peaks when its product is there; while the last matrix before it is multiplied, it is not yet.
     """
-    wanted = (_matrix_temporaries(served, request, dtype, tokens) for served in share.converted)
+    wanted = (_matrix_temporaries(*matrix, request, dtype, tokens) for matrix in share.converted)
     most = max(wanted, key=lambda bounds: bounds.bytes, default=Bounds(0, 0, 0))
-    rows = max((served.group.matrix[0] for served in share.converted), default=0)
+    rows = max((rows for _, rows, _ in share.converted), default=0)
     absent = tokens * rows * itemsize(dtype) if moment == "mlp" else 0
     return Bounds(max(0, most.low_bytes - absent), max(0, most.bytes - absent), most.high_bytes)
 
 
-def _matrix_temporaries(served: ServedGroup, request: Request, dtype: str, tokens: int) -> Bounds:
-    rows, columns = served.group.matrix
-    if served.format.name == "bnb-int8":
+def _matrix_temporaries(name: str, rows: int, columns: int, request: Request, dtype: str, tokens: int) -> Bounds:
+    if name == "bnb-int8":
         return bnb_int8_forward_bytes(rows, columns, tokens=tokens, is_float16=dtype == "float16")
     return bnb_4bit_forward_bytes(
         rows,
