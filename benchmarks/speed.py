@@ -13,7 +13,6 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
@@ -21,8 +20,6 @@ from platform import python_version
 from shutil import which
 from statistics import median
 from time import perf_counter
-from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -194,37 +191,22 @@ def repository(model: Model) -> dict[str, bytes | SparseFile]:
     }
 
 
-class PeersHub(LoopbackHub):
+def peers_hub(model: Model) -> LoopbackHub:
     """A loopback Hub that also answers what the other tools ask: a model's library and config, and its file tree."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        published = self.add(HUB_ID, repository(model))
-        sizes = {name: file.size for name, file in published.files.items()}
-        described = {
-            "id": HUB_ID,
-            "sha": published.commit,
-            "library_name": "transformers",
-            "config": {key: model.config[key] for key in ("architectures", "model_type")},
-            "siblings": [{"rfilename": name, "size": size} for name, size in sizes.items()],
-        }
-        tree = [{"type": "file", "path": name, "size": size} for name, size in sizes.items()]
-        pages = {f"/api/models/{HUB_ID}": described, f"/api/models/{HUB_ID}/tree/main": tree}
-        server: Any = self._server
-        server.RequestHandlerClass = answering(pages, server.RequestHandlerClass)
-
-
-def answering(pages: Mapping[str, object], otherwise: Any) -> type[BaseHTTPRequestHandler]:
-    """A handler for ``pages``, by path, that leaves every other path to the handler ``otherwise``."""
-
-    def do_get(self: Any) -> None:
-        page = pages.get(urlsplit(self.path).path)
-        if page is None:
-            otherwise.do_GET(self)
-        else:
-            self._send(json.dumps(page).encode())
-
-    return type("Handler", (otherwise,), {"do_GET": do_get})
+    hub = LoopbackHub()
+    published = hub.add(HUB_ID, repository(model))
+    sizes = {name: file.size for name, file in published.files.items()}
+    hub.pages[f"/api/models/{HUB_ID}"] = {
+        "id": HUB_ID,
+        "sha": published.commit,
+        "library_name": "transformers",
+        "config": {key: model.config[key] for key in ("architectures", "model_type")},
+        "siblings": [{"rfilename": name, "size": size} for name, size in sizes.items()],
+    }
+    hub.pages[f"/api/models/{HUB_ID}/tree/main"] = [
+        {"type": "file", "path": name, "size": size} for name, size in sizes.items()
+    ]
+    return hub
 
 
 def contenders() -> tuple[Contender, ...]:
@@ -276,7 +258,7 @@ def run(contender: Contender, hub: LoopbackHub, folder: Path) -> Run:
 def compete(runs: int) -> tuple[Timing, ...]:
     """Run each contender once uncounted, then all of them in turn, ``runs`` times."""
     entered = contenders()
-    with tempfile.TemporaryDirectory() as folder, PeersHub(load(CATALOGUE_NAME)) as hub:
+    with tempfile.TemporaryDirectory() as folder, peers_hub(load(CATALOGUE_NAME)) as hub:
         rounds = [
             [run(entry, hub, Path(folder)) if entry.command else None for entry in entered] for _ in range(1 + runs)
         ]
@@ -299,14 +281,14 @@ def timing(name: str, runs: list[Run | None]) -> Timing:
     )
 
 
-def time_estimates(gpu_name: str | None) -> float:
+def time_estimates(gpu_name: str | None, gpus: int) -> float:
     """Seconds for ESTIMATES different requests to one model, the verdict read if there is a GPU."""
     model, gpu = load(CATALOGUE_NAME), find_gpu(gpu_name) if gpu_name else None
     side = round(ESTIMATES**0.5)
     start = perf_counter()
     for batch in range(1, side + 1):
         for prompt in range(100, 100 * side + 1, 100):
-            answer = estimate(model, Request(batch_size=batch, prompt_tokens=prompt), gpu=gpu)
+            answer = estimate(model, Request(batch_size=batch, prompt_tokens=prompt), gpu=gpu, gpus=gpus)
             assert (answer.fits is None) == (gpu is None)
     return perf_counter() - start
 
@@ -320,13 +302,13 @@ def imported() -> tuple[str, ...]:
 def measure(runs: int) -> Report:
     """Everything, once."""
     catalogue, cold, *others = compete(runs)
-    asked = {"no GPU": None, "h100-80gb, .fits": "h100-80gb"}
+    asked = {"no GPU": (None, 1), "h100-80gb, .fits": ("h100-80gb", 1), "8 × h100-80gb, .fits": ("h100-80gb", 8)}
     return Report(
         versions={"python": python_version(), **{name: installed(name) for name in COMPARED}},
         catalogue=catalogue,
         cold=cold,
         others=tuple(others),
-        estimates_seconds={name: tuple(time_estimates(gpu) for _ in range(runs)) for name, gpu in asked.items()},
+        estimates_seconds={name: tuple(time_estimates(*device) for _ in range(runs)) for name, device in asked.items()},
         modules=imported(),
     )
 

@@ -76,6 +76,8 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.served: Counter[str] = Counter()
         """Body bytes that left, by ``owner/name/file`` (or the path of the request)."""
+        self.pages: dict[str, object] = {}
+        """JSON answered for other paths than a model's, or instead."""
         self.redirect_to: str | None = None
         """Another server's url, that GETs of safetensors files are sent to (as the Hub does to its CDN)."""
         self.ignore_range = False
@@ -201,6 +203,8 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             pass
 
         def _route(self, path: str) -> None:
+            if path in hub.pages:
+                return self._send(json.dumps(hub.pages[path]).encode())
             match = _API.fullmatch(path) or _RESOLVE.fullmatch(path)
             repository = hub.repositories.get(match["repo"]) if match else None
             if match is None or repository is None:
