@@ -16,9 +16,9 @@ from analytic.models.model import Model
 from analytic.models.resolve import resolve
 from analytic.placement import balance
 from analytic.quantity import GiB
-from analytic.request import Request
+from analytic.request import LARGEST, Request
 from analytic.rule import Rule, apply_rule
-from analytic.state import sequence_state_bytes_per_token
+from analytic.state import cached_tokens, sequence_state_bytes_per_token
 from analytic.weights import Weights, weigh
 
 SCHEMA_VERSION = "1"
@@ -90,8 +90,7 @@ class Estimate:
             return None
 
         def fits(gpus: int) -> bool:
-            rows = _ledgers(self.model, self.request, self.dtype, self.gpu, gpus)
-            return max(row.device.bytes for row in rows) <= capacity
+            return _fullest(_ledgers(self.model, self.request, self.dtype, self.gpu, gpus)) <= capacity
 
         counts = range(1, len(self.model.geometry.layers) + 1)
         found = bisect_left(counts, True, key=fits)
@@ -104,31 +103,32 @@ class Estimate:
 
     @property
     def sequence_state_bytes_per_token(self) -> int:
-        """What one more token of one sequence adds, over all GPUs."""
-        return sequence_state_bytes_per_token(self.model.geometry, itemsize=itemsize(self.dtype))
+        """What one more token would add to one sequence at the end of its generation, over all GPUs."""
+        tokens = cached_tokens(prompt_tokens=self.request.prompt_tokens, output_tokens=self.request.output_tokens)
+        return sequence_state_bytes_per_token(self.model.geometry, tokens=tokens, itemsize=itemsize(self.dtype))
 
     @cached_property
     def max_sequences(self) -> int | None:
         """The largest batch of such sequences that fits; None without a GPU."""
-        return self._largest(lambda n: replace(self.request, batch_size=n), self.request.batch_size)
+        return self._largest("batch_size")
 
     @cached_property
     def max_tokens(self) -> int | None:
         """The longest context (prompt and output) of each sequence that fits at this batch; None without a GPU."""
-        output = self.request.output_tokens
-        prompt = self._largest(lambda n: replace(self.request, prompt_tokens=n), self.request.prompt_tokens)
-        return None if prompt is None else prompt + output if prompt else 0
+        prompt = self._largest("prompt_tokens")
+        return prompt + self.request.output_tokens if prompt else prompt
 
-    def _largest(self, change: Callable[[int], Request], start: int) -> int | None:
+    def _largest(self, field: str) -> int | None:
+        """The largest value of a field of the request that fits; 0 if none does, None without a GPU."""
         capacity = self.capacity_bytes
         if capacity is None:
             return None
 
         def fits(value: int) -> bool:
-            rows = _ledgers(self.model, change(value), self.dtype, self.gpu, self.gpus)
-            return max(row.device.bytes for row in rows) <= capacity
+            changed: Request = replace(self.request, **{field: value})  # type: ignore[arg-type]
+            return _fullest(_ledgers(self.model, changed, self.dtype, self.gpu, self.gpus)) <= capacity
 
-        return largest(fits, start=start)
+        return largest(fits, start=getattr(self.request, field), limit=LARGEST[field])
 
     @cached_property
     def levers(self) -> tuple[Lever, ...]:
@@ -141,10 +141,9 @@ class Estimate:
 
     def _lever(self, change: str, request: Request, gpus: int) -> Lever | None:
         try:
-            rows = _ledgers(self.model, request, _dtype(self.model, request), self.gpu, gpus)
+            device = _fullest(_ledgers(self.model, request, _dtype(self.model, request), self.gpu, gpus))
         except UllageError:
             return None
-        device = max(row.device.bytes for row in rows)
         return Lever(
             change=change,
             device_bytes=device,
@@ -215,13 +214,13 @@ def _request(flags: dict[str, Any]) -> Request:
 
 def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int]:
     count = 1 if gpus is None else gpus
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise UsageError(f"{count!r} GPUs: must be a whole number, at least 1")
     if isinstance(gpu, str) and ":" in gpu:
         named, spec = parse_gpu(gpu)
         if gpus not in (None, spec):
             raise UsageError(f"{gpu!r} and {gpus} GPUs contradict each other", hint="give the number once")
         return named, spec
-    if count < 1:
-        raise UsageError(f"{count} GPUs: must be at least 1")
     return (find_gpu(gpu) if isinstance(gpu, str) else gpu), count
 
 
@@ -283,14 +282,19 @@ def _layer_weights(model: Model, dtype: str, quantization: str | None) -> tuple[
     return tuple(layers)
 
 
-def largest(fits: Callable[[int], bool], *, start: int, limit: int = 10**8) -> int:
+def _fullest(ledgers: tuple[Ledger, ...]) -> int:
+    return max(row.device.bytes for row in ledgers)
+
+
+def largest(fits: Callable[[int], bool], *, start: int, limit: int) -> int:
     """The largest value up to ``limit`` that fits, where fitting once means fitting everything smaller; 0 if none."""
     low, high = 0, start
     while high <= limit and fits(high):
         low, high = high, 2 * high
+    high = min(high, limit + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if middle <= limit and fits(middle) else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
@@ -298,9 +302,10 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Request, int]]:
     """What could be asked for instead, one flag at a time."""
     request, gpus = answer.request, answer.gpus
     if answer.model.native_format is None:
-        for name in ("bnb-int8", "bnb-nf4"):
-            if request.quantization != name:
-                yield f"--quantization {name}", replace(request, quantization=name, double_quant=False), gpus
+        if request.quantization in (None, "none"):
+            yield "--quantization bnb-int8", replace(request, quantization="bnb-int8"), gpus
+        if request.quantization in (None, "none", "bnb-int8"):
+            yield "--quantization bnb-nf4", replace(request, quantization="bnb-nf4"), gpus
     if answer.dtype == "float32":
         yield "--dtype bfloat16", replace(request, dtype="bfloat16"), gpus
     if request.attention == "eager":
@@ -311,7 +316,8 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Request, int]]:
         prompt = answer.max_tokens - request.output_tokens
         yield f"--prompt-tokens {prompt}", replace(request, prompt_tokens=prompt), gpus
     if answer.gpus_needed and answer.gpus_needed > gpus and answer.gpu:
-        yield f"--gpu {answer.gpu.name}:{answer.gpus_needed}", request, answer.gpus_needed
+        flag = f"--gpu {answer.gpu.name}:" if answer.gpu.kind != "custom" else "--pipeline-parallel-size "
+        yield f"{flag}{answer.gpus_needed}", request, answer.gpus_needed
 
 
 def _warnings(answer: Estimate) -> Iterator[str]:

@@ -9,7 +9,8 @@ from analytic.weights import DTYPES, QUANTIZATIONS
 Engine = Literal["transformers"]
 Attention = Literal["sdpa", "eager"]
 
-_LARGEST = {"batch_size": 1_000_000, "prompt_tokens": 100_000_000, "output_tokens": 100_000_000}
+LARGEST = {"batch_size": 1_000_000, "prompt_tokens": 100_000_000, "output_tokens": 100_000_000}
+"""The most that may be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, largest in _LARGEST.items():
+        for name, largest in LARGEST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
                 raise UsageError(f"--{name.replace('_', '-')}: {value!r} must lie between 1 and {largest:,}")

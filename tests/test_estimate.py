@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import analytic
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import largest, run
+from analytic.hardware import custom_gpu
 from analytic.ledger import ALLOCATED, COMPONENTS
 from analytic.models import catalog
 from analytic.placement import balance
@@ -17,9 +19,6 @@ from analytic.report.document import estimate_document
 from analytic.request import Request
 
 GIB = 2**30
-
-UNANSWERED = {"gemma-4-26b-a4b": "gemma4_text"}
-"""Models whose activations are not modelled yet: refused by the name of their type."""
 
 
 def test_llama_2_70b_needs_two_80_gb_gpus_at_16_bits_where_the_rule_says_three() -> None:
@@ -82,25 +81,60 @@ def test_no_number_of_gpus_helps_where_one_layer_is_too_much() -> None:
 
 def test_every_catalogue_model_has_an_answer() -> None:
     for entry in catalog.entries():
-        if entry.name in UNANSWERED:
-            with pytest.raises(UllageError, match=UNANSWERED[entry.name]):
-                analytic.estimate(entry.name)
-            continue
         dtype = "auto" if catalog.load(entry.name).dtype else "bfloat16"
         document = estimate_document(analytic.estimate(entry.name, gpu="h200", dtype=dtype))
         assert document["model"]["parameters"] == entry.parameters, entry.name
         assert document["per_gpu"][0]["components"]["weights"]["bytes"] > 0, entry.name
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-30b-a3b", "gemma-2-9b"])
-@settings(max_examples=40, deadline=None)
-@given(batch=st.integers(1, 64), prompt=st.integers(1, 40_000), output=st.integers(1, 4_000))
-def test_more_work_never_needs_less_state(name: str, batch: int, prompt: int, output: int) -> None:
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-30b-a3b", "gemma-3-4b", "mistral-7b-v0.1", "deepseek-v2-lite"])
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 300),
+    prompt=st.integers(1, 40_000),
+    output=st.integers(1, 4_000),
+    more=st.integers(1, 500),
+    quantization=st.sampled_from([None, "bnb-int8", "bnb-nf4"]),
+    attention=st.sampled_from(["sdpa", "eager"]),
+)
+def test_more_work_never_needs_less_memory(
+    name: str, batch: int, prompt: int, output: int, more: int, quantization: str | None, attention: Any
+) -> None:
     model = catalog.load(name)
-    small = run(model, Request(batch_size=batch, prompt_tokens=prompt, output_tokens=output)).fullest
-    large = run(model, Request(batch_size=batch + 1, prompt_tokens=prompt, output_tokens=output)).fullest
-    assert small.components["weights"] == large.components["weights"]
-    assert small.allocated.bytes < large.allocated.bytes
+    asked = Request(
+        batch_size=batch,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        quantization=quantization,
+        attention=attention,
+    )
+    small = run(model, asked).fullest.device.bytes
+    assert run(model, replace(asked, batch_size=batch + more)).fullest.device.bytes > small
+    assert run(model, replace(asked, prompt_tokens=prompt + more)).fullest.device.bytes >= small
+    assert run(model, replace(asked, output_tokens=output + more)).fullest.device.bytes >= small
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "flags"),
+    [
+        ("qwen3-0.6b", "a100-80gb-2g.20gb", {"batch_size": 64, "prompt_tokens": 512, "output_tokens": 2}),
+        ("command-r", "rtx-pro-6000", {"batch_size": 8, "prompt_tokens": 512, "output_tokens": 2}),
+        ("llama-3.1-8b", "l4:3", {}),
+    ],
+)
+def test_the_largest_batch_and_context_fit_and_one_more_does_not(name: str, gpu: str, flags: dict[str, Any]) -> None:
+    answer = analytic.estimate(name, gpu=gpu, **flags)
+    assert answer.max_sequences
+    assert answer.max_tokens
+    prompt = answer.max_tokens - answer.request.output_tokens
+    for field, value in (("batch_size", answer.max_sequences), ("prompt_tokens", prompt)):
+        assert analytic.estimate(name, gpu=gpu, **{**flags, field: value}).fits
+        assert not analytic.estimate(name, gpu=gpu, **{**flags, field: value + 1}).fits
+
+
+def test_a_search_that_meets_no_limit_of_memory_ends_at_the_largest_that_may_be_asked() -> None:
+    answer = analytic.estimate("gpt2", gpu=custom_gpu(10**17), dtype="float16", prompt_tokens=1, output_tokens=1)
+    assert answer.max_sequences == 1_000_000
 
 
 def test_ten_thousand_workloads_of_one_model_take_seconds() -> None:
@@ -156,7 +190,8 @@ def test_gpus_together_hold_each_tensor_once(name: str, gpus: int) -> None:
 
 @given(threshold=st.integers(0, 10**6), start=st.integers(1, 10**4))
 def test_the_search_finds_the_threshold(threshold: int, start: int) -> None:
-    assert largest(lambda n: n <= threshold, start=start) == threshold
+    assert largest(lambda n: n <= threshold, start=start, limit=10**6) == threshold
+    assert largest(lambda n: n <= threshold, start=start, limit=5000) == min(threshold, 5000)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from analytic.state import (
     caches,
     for_layer,
     growth_transient_bytes,
-    sequence_state_allocations,
     sequence_state_bytes,
     sequence_state_bytes_per_token,
+    storage_growth,
 )
 from tests.tiny_models import tiny_config, tiny_hf_config
 
@@ -50,7 +50,8 @@ def uniform(layers: int, mixer: Attention | LatentAttention | Recurrent | None) 
 
 
 def test_llama_3_1_8b_takes_128_kib_a_token():
-    assert sequence_state_bytes_per_token(uniform(32, FULL), itemsize=BF16) == 32 * 2 * 8 * 128 * 2  # 131,072
+    per_token = sequence_state_bytes_per_token(uniform(32, FULL), tokens=1, itemsize=BF16)
+    assert per_token == 32 * 2 * 8 * 128 * 2  # 131,072
 
 
 def test_state_is_tokens_times_sequences_times_bytes_per_token():
@@ -66,10 +67,11 @@ def test_window_is_full_prompt_until_the_first_decode_step():
     assert cache.decode_bytes(total_tokens=100, sequences=1, itemsize=BF16) == 100 * token + 8
 
 
-def test_window_no_longer_grows():
-    assert sequence_state_bytes_per_token(
-        model_of(*uniform(2, FULL).layers, *uniform(2, SLIDING).layers), itemsize=2
-    ) == (2 * 2 * 8 * 128 * 2)
+def test_window_grows_until_it_is_full():
+    geometry = model_of(*uniform(2, FULL).layers, *uniform(2, SLIDING).layers)
+    layer = 2 * 8 * 128 * BF16  # keys and values of 8 heads
+    assert sequence_state_bytes_per_token(geometry, tokens=4095, itemsize=BF16) == 4 * layer
+    assert sequence_state_bytes_per_token(geometry, tokens=4096, itemsize=BF16) == 2 * layer
 
 
 def test_latent_cache_is_576_elements_a_token_whatever_the_heads():
@@ -77,7 +79,9 @@ def test_latent_cache_is_576_elements_a_token_whatever_the_heads():
         heads=128, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
     )
     assert for_layer(deepseek) == LatentCache(kv_lora_rank=512, qk_rope_head_dim=64)
-    assert sequence_state_bytes_per_token(uniform(61, deepseek), itemsize=BF16) == 61 * (512 + 64) * 2  # 70,272
+    assert (
+        sequence_state_bytes_per_token(uniform(61, deepseek), tokens=9, itemsize=BF16) == 61 * (512 + 64) * 2
+    )  # 70,272
 
 
 def test_recurrent_state_is_float32_and_ignores_length():
@@ -105,8 +109,15 @@ def test_rounding_is_per_storage():
     geometry = uniform(3, small)
     rounded = sequence_state_bytes(geometry, prompt_tokens=5, total_tokens=5, sequences=1, itemsize=2, rounded=True)
     assert rounded == 3 * 2 * 512  # a key and a value of 10 bytes a layer
-    assert sequence_state_allocations(geometry) == 6
     assert (round_up(0), round_up(1), round_up(512), round_up(513)) == (0, 512, 512, 1024)
+
+
+def test_storages_grow_from_the_prompt_to_the_end_and_a_window_no_further() -> None:
+    geometry = model_of(*uniform(2, FULL).layers, *uniform(1, SLIDING).layers)
+    token = 3 * 8 * 128 * BF16  # keys (or values) of 8 heads of 3 sequences
+    grown = list(storage_growth(geometry, prompt_tokens=4000, total_tokens=5000, sequences=3, itemsize=BF16))
+    full, sliding, size = (2, 4000 * token, 5000 * token), (1, 4000 * token, 4096 * token), (1, 8, 8)
+    assert grown == [full, full, sliding, sliding, size]
 
 
 def test_falcon_caches_expanded_heads():

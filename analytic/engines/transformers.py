@@ -16,13 +16,13 @@ from analytic.ledger import Ledger, Part
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.placement import Span
-from analytic.quantity import Quantity, bounded, exact, round_up
+from analytic.quantity import Quantity, bounded, exact
 from analytic.request import Request
 from analytic.state import (
     cached_tokens,
     growth_transient_bytes,
-    sequence_state_allocations,
     sequence_state_bytes,
+    storage_growth,
 )
 from analytic.weights import ServedGroup, Weights, weigh
 
@@ -31,13 +31,13 @@ _LARGE_SEGMENT_BYTES = 10 * _MIB
 _SEGMENT_STEP_BYTES = 2 * _MIB
 """From 10 MiB a request gets its own segment, in steps of 2 MiB (c10/core/AllocatorConfig.h)."""
 
-RESTING_SLACK = (0.0, 0.15, 0.5)
-"""Assumed share of the cache's bytes that its segments waste (low, middle, high)."""
+RESTING_SLACK = (0.15, 0.5)
+"""Assumed share of the cache's bytes that its segments waste (middle, high; the low bound is none)."""
 
-GROWN_SLACK = (0.0, 0.4, 1.0)
-"""Assumed share of outgrown segments that stay cached and fit nothing else (low, middle, high)."""
+GROWN_SLACK = (0.4, 1.0)
+"""Assumed share of outgrown segments that stay cached and fit nothing else."""
 
-GROWN_SLACK_LIMIT = (0.0, 1.0, 3.0)
+GROWN_SLACK_LIMIT = (1.0, 3.0)
 """The same, as multiples of the final cache. A 7B model at batch 2 and 512 + 1,024 tokens wasted 2.4 times its cache in
 a simulation of the allocator; wide prefill blocks that merge again bring it near 0.1."""
 
@@ -84,7 +84,7 @@ def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Le
             "sequence_state": exact(peak.state_bytes),
             "activations": _traced(peak.activations),
             "workspace": fixed + bounded(*peak.temporaries, "traced"),
-            "allocator_slack": _slack(phases, share),
+            "allocator_slack": _slack(phases, share, _outgrown_bytes(share.geometry, request, itemsize(dtype))),
             "context": _context(gpu),
         },
         load_peak=_load_peak(share),
@@ -243,28 +243,31 @@ def _workspace(share: Share, gpu: Gpu | None) -> tuple[Quantity, tuple[Part, ...
     return cublas + exact(share.rounding_bytes), parts
 
 
-def _slack(phases: list[_Phase], share: Share) -> Quantity:
-    """Reserved but not allocated at the end: cached blocks of earlier phases, and segments that the cache outgrew."""
-    last = phases[-1]
-    left = max(phase.activations.bytes for phase in phases) - last.activations.bytes
-    outgrown = _outgrown_bytes(share.geometry, phases[0].state_bytes, last.state_bytes)
-    low, middle, high = (
-        round(resting * last.state_bytes + max(0, min(grown * outgrown, limit * last.state_bytes) - absorbed))
-        for resting, grown, limit, absorbed in zip(
-            RESTING_SLACK, GROWN_SLACK, GROWN_SLACK_LIMIT, (left, left, 0), strict=True
-        )
-    )
-    return bounded(low, middle, high + share.staging_bytes, "assumed")
+def _slack(phases: list[_Phase], share: Share, outgrown: int) -> Quantity:
+    """The most that is reserved beyond the most that is allocated.
+
+    Segments that the cache outgrew stay beside it until the end, where they take up what prefill has freed.
+    """
+    first, last = phases[0], phases[-1]
+    limits = zip(GROWN_SLACK, GROWN_SLACK_LIMIT, strict=True)
+    grown = [min(part * outgrown, limit * last.state_bytes) for part, limit in limits]
+    resting = [[part * phase.state_bytes for phase in phases] for part in RESTING_SLACK]
+    reserved = max(first.bytes + resting[0][0], last.bytes + resting[0][-1] + grown[0])
+    middle = round(reserved) - max(phase.bytes for phase in phases)
+    return bounded(0, middle, round(max(resting[1]) + grown[1]) + share.staging_bytes, "assumed")
 
 
-def _outgrown_bytes(geometry: Geometry, first_bytes: int, last_bytes: int) -> int:
+def _outgrown_bytes(geometry: Geometry, request: Request, size: int) -> int:
     """Segments of every size that the cache's tensors had before their last: a tensor grows a token a step."""
-    tensors = max(1, sequence_state_allocations(geometry))
-    step = _SEGMENT_STEP_BYTES
-    first = max(_LARGE_SEGMENT_BYTES, round_up(first_bytes // tensors, step)) // step
-    end = round_up(last_bytes // tensors, step) // step
-    outgrown = range(first, end)
-    return tensors * step * (outgrown.start + outgrown.stop - 1) * len(outgrown) // 2
+    grown = storage_growth(
+        geometry,
+        prompt_tokens=request.prompt_tokens,
+        total_tokens=cached_tokens(**_tokens(request)),
+        sequences=request.batch_size,
+        itemsize=size,
+    )
+    own_segment = ((count, max(_LARGE_SEGMENT_BYTES, first), last) for count, first, last in grown)
+    return sum(n * max(0, last**2 - first**2) // (2 * _SEGMENT_STEP_BYTES) for n, first, last in own_segment)
 
 
 def _context(gpu: Gpu | None) -> Quantity:

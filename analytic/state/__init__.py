@@ -12,9 +12,9 @@ from analytic.state.sequence import (
     caches,
     for_layer,
     growth_transient_bytes,
-    sequence_state_allocations,
     sequence_state_bytes,
     sequence_state_bytes_per_token,
+    storage_growth,
 )
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "caches",
     "for_layer",
     "growth_transient_bytes",
-    "sequence_state_allocations",
     "sequence_state_bytes",
     "sequence_state_bytes_per_token",
+    "storage_growth",
 ]

@@ -29,8 +29,8 @@ class CacheKind(ABC):
         """Most bytes alive beyond ``decode_bytes(total_tokens)`` while the layer takes its last token."""
 
     @abstractmethod
-    def bytes_per_token(self, *, itemsize: int) -> int:
-        """Bytes that one more token of one sequence adds in the long run."""
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
+        """Bytes that one more token adds to a sequence of ``tokens``."""
 
     def prefill_bytes(self, *, prompt_tokens: int, sequences: int, itemsize: int) -> int:
         """Bytes alive after the prompt and before the first decode step."""
@@ -71,7 +71,7 @@ class FullCache(CacheKind):
         new_value_bytes = sequences * self.heads * self.v_head_dim * itemsize
         return max(key_bytes - new_value_bytes, value_bytes)
 
-    def bytes_per_token(self, *, itemsize: int) -> int:
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
         """A key and a value a head."""
         return self.heads * (self.head_dim + self.v_head_dim) * itemsize
 
@@ -101,7 +101,7 @@ class LatentCache(CacheKind):
             prompt_tokens=prompt_tokens, total_tokens=total_tokens, sequences=sequences, itemsize=itemsize
         )
 
-    def bytes_per_token(self, *, itemsize: int) -> int:
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
         """One latent and one rotated key."""
         return (self.kv_lora_rank + self.qk_rope_head_dim) * itemsize
 
@@ -137,11 +137,11 @@ class SlidingCache(CacheKind):
         """Old keys and old values: both are replaced only after both have grown."""
         first = total_tokens == prompt_tokens + 1
         old_tokens = prompt_tokens if first else min(total_tokens - 1, self.window_tokens)
-        return sequences * old_tokens * self._unbounded.bytes_per_token(itemsize=itemsize)
+        return sequences * old_tokens * self._unbounded.bytes_per_token(tokens=old_tokens, itemsize=itemsize)
 
-    def bytes_per_token(self, *, itemsize: int) -> int:
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
         """Nothing once the window is full."""
-        return 0
+        return self._unbounded.bytes_per_token(tokens=tokens, itemsize=itemsize) if tokens < self.window_tokens else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,6 +171,6 @@ class RecurrentState(CacheKind):
         """Nothing grows."""
         return 0
 
-    def bytes_per_token(self, *, itemsize: int) -> int:
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
         """Nothing grows."""
         return 0

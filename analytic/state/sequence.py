@@ -63,17 +63,20 @@ def sequence_state_bytes(
     return total_bytes
 
 
-def sequence_state_allocations(geometry: Geometry) -> int:
-    """Number of storages that hold the state."""
-    return sum(
-        count * len(cache.prefill_storages(prompt_tokens=1, sequences=1, itemsize=1))
-        for cache, count in _grouped(geometry)
-    )
+def storage_growth(
+    geometry: Geometry, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int
+) -> Iterator[tuple[int, int, int]]:
+    """Every kind of storage: how many there are, their bytes after the prompt, and their bytes at the end."""
+    for cache, count in _grouped(geometry):
+        first = cache.prefill_storages(prompt_tokens=prompt_tokens, sequences=sequences, itemsize=itemsize)
+        last = cache.decode_storages(total_tokens=total_tokens, sequences=sequences, itemsize=itemsize)
+        for before, after in zip(first, last, strict=True):
+            yield count, before, after
 
 
-def sequence_state_bytes_per_token(geometry: Geometry, *, itemsize: int) -> int:
-    """Bytes that one more token of one sequence adds, in the layers that still grow."""
-    return sum(count * cache.bytes_per_token(itemsize=itemsize) for cache, count in _grouped(geometry))
+def sequence_state_bytes_per_token(geometry: Geometry, *, tokens: int, itemsize: int) -> int:
+    """Bytes that one more token adds to a sequence of ``tokens``, in the layers that still grow."""
+    return sum(count * cache.bytes_per_token(tokens=tokens, itemsize=itemsize) for cache, count in _grouped(geometry))
 
 
 def growth_transient_bytes(
