@@ -5,11 +5,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from analytic.errors import UllageError
+
 if TYPE_CHECKING:
     from analytic.estimator import Estimate, estimate
     from analytic.rule import apply_rule
 
-__all__ = ["Estimate", "apply_rule", "estimate"]
+__all__ = ["Estimate", "UllageError", "apply_rule", "estimate"]
 
 _HOMES = {"Estimate": "analytic.estimator", "estimate": "analytic.estimator", "apply_rule": "analytic.rule"}
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from analytic.errors import UllageError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from rich.console import Console
 
 app = App(
@@ -23,12 +27,22 @@ DOES_NOT_FIT = 3
 """Exit code of an answer that is no."""
 
 
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    text = tokens[0].value
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+_WHOLE = Parameter(converter=_whole)
+
+
 @app.command
 def rule(
     parameters: str,
     /,
     *,
-    bits: int = 16,
+    bits: Annotated[int, _WHOLE] = 16,
     gpu_memory: str = "80GB",
     overhead: str = "0.2",
     json: bool = False,
@@ -64,7 +78,7 @@ def rule(
     else:
         from analytic.report.text import print_rule
 
-        print_rule(answer, _console())
+        _print(print_rule, answer)
     return 0
 
 
@@ -80,13 +94,13 @@ def estimate(
     double_quant: Annotated[bool, Parameter(negative="")] = False,
     compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    batch_size: int = 1,
+    batch_size: Annotated[int, _WHOLE] = 1,
     prompt_tokens: str = "2048",
     output_tokens: str = "256",
     padded: Annotated[bool, Parameter(negative="")] = False,
     attention: Literal["sdpa", "eager"] = "sdpa",
     engine: Literal["transformers"] = "transformers",
-    pipeline_parallel_size: Annotated[int | None, Parameter(alias="-pp")] = None,
+    pipeline_parallel_size: Annotated[int | None, _WHOLE, Parameter(alias="-pp")] = None,
     gpu_memory_utilization: float = 1.0,
     revision: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -156,18 +170,18 @@ def estimate(
         attention=attention,
         gpu_memory_utilization=gpu_memory_utilization,
     )
-    if json or output:
+    if json or output is not None:
         from analytic.report.document import estimate_document
 
         document = estimate_document(answer)
-        if output:
+        if output is not None:
             _write_json(document, output)
         if json:
             _print_json(document)
     if not json:
         from analytic.report.text import print_estimate
 
-        print_estimate(answer, _console())
+        _print(print_estimate, answer)
     return DOES_NOT_FIT if answer.fits is False else 0
 
 
@@ -189,7 +203,7 @@ def gpus(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     else:
         from analytic.report.text import print_gpus
 
-        print_gpus(table(), _console())
+        _print(print_gpus, table())
     return 0
 
 
@@ -211,7 +225,7 @@ def models(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     else:
         from analytic.report.text import print_models
 
-        print_models(entries(), _console())
+        _print(print_models, entries())
     return 0
 
 
@@ -232,22 +246,42 @@ def _gpu(name: str | None, memory: str | None) -> Any:
     return custom_gpu(parse_bytes(memory, what="--gpu-memory"))
 
 
-def _console() -> Console:
+def _print(render: Callable[[Any, Console], None], answer: object) -> None:
     from rich.console import Console
 
-    return Console(highlight=False)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    with _standard_output():
+        render(answer, Terminal(highlight=False))
 
 
 def _print_json(document: dict[str, Any]) -> None:
     from json import dumps
 
-    print(dumps(document, indent=1))
+    with _standard_output():
+        print(dumps(document, indent=1))
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """A reader that has seen enough changes no exit code; a full disk is an error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UllageError(f"standard output: cannot be written: {error.strerror}") from error
 
 
 def _write_json(document: dict[str, Any], path: str) -> None:
     from json import dumps
     from pathlib import Path
 
+    if not path:
+        raise UsageError("--output names no file", hint="write -o estimate.json")
     try:
         Path(path).write_text(dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -266,9 +300,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _report(UsageError(str(error).strip().replace("\n", " "), hint="see ullage --help"))
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        sys.stdout = None
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -49,6 +49,8 @@ class Request:
         _choose("kv-cache-dtype", self.kv_cache_dtype, ("auto", *DTYPES))
         if self.double_quant and self.quantization not in ("bnb-nf4", "bnb-fp4"):
             raise UsageError("--double-quant needs a 4-bit format", hint="add --quantization bnb-nf4")
+        if self.compute_dtype and self.quantization not in ("bnb-nf4", "bnb-fp4"):
+            raise UsageError("--compute-dtype needs a 4-bit format", hint="add --quantization bnb-nf4")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise UsageError(
                 f"--gpu-memory-utilization: {self.gpu_memory_utilization} must be more than 0 and at most 1"

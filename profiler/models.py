@@ -3,6 +3,7 @@
 The installed transformers builds the model; its own quantisers say which modules they convert.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -49,6 +50,7 @@ def build(config: Mapping[str, Any]) -> Any:
         UllageError: unknown model type or class, or a config that its class refuses.
     """
     transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     plain = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
     model_type = str(config["model_type"])
     try:
@@ -69,13 +71,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _model_class(config: Any) -> Any:
-    for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
     causal = transformers.AutoModelForCausalLM._model_mapping
-    if type(config) in causal:
-        return causal[type(config)]
-    raise UllageError(f"no class for architectures {config.architectures} in transformers {transformers.__version__}")
+    default = causal.get(type(config), None)
+    name = next(iter(config.architectures or ()), None)
+    model_class = default if name is None else getattr(transformers, name, default)
+    if model_class is None or (name is not None and name.lower() != model_class.__name__.lower()):
+        raise UllageError(
+            f"transformers {transformers.__version__} has no class {name or config.model_type}",
+            hint="a newer transformers may have it; models that need remote code are not run",
+        )
+    if not issubclass(model_class, transformers.GenerationMixin):
+        raise UllageError(
+            f"config.json: a {name} does not generate text",
+            hint="give the config of a language model with its output head, such as LlamaForCausalLM",
+        )
+    return model_class
 
 
 def _tensors(model: Any) -> Iterator[TensorGroup]:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,10 @@ def test_the_tables_as_text_and_as_json(command: str, capsys: pytest.CaptureFixt
         (["estimate", "llama-2-7b", "--quantization", "q9"], 2, "q9"),
         (["estimate", "llama-2-7b", "--batch-size", "0"], 2, "batch-size"),
         (["estimate", "llama-2-7b", "--batch-size", "many"], 2, "many"),
+        (["estimate", "llama-2-7b", "--batch-size", "1.5"], 2, "1.5"),
+        (["estimate", "llama-2-7b", "-pp", "1.6"], 2, "1.6"),
+        (["estimate", "llama-2-7b", "--compute-dtype", "float32"], 2, "compute-dtype"),
+        (["estimate", "llama-2-7b", "-o", ""], 2, "output"),
         (["estimate", "llama-2-7b", "--prompt-tokens", "-5"], 2, "prompt-tokens"),
         (["estimate", "llama-2-7b", "--prompt-tokens", "nan"], 2, "nan"),
         (["estimate", "llama-2-7b", "--gpu", "l4", "--gpu-memory", "10GB"], 2, "contradict"),
@@ -118,6 +123,7 @@ def test_the_tables_as_text_and_as_json(command: str, capsys: pytest.CaptureFixt
         (["estimate"], 2, "MODEL"),
         (["rule", "many"], 2, "many"),
         (["rule", "70B", "--bits", "7"], 2, "7"),
+        (["rule", "70B", "--bits", "15.7"], 2, "15.7"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
@@ -147,6 +153,40 @@ def test_a_terminal_without_unicode_still_gets_an_answer() -> None:
     done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
     assert b"weights" in done.stdout
     assert b"###" in done.stdout
+
+
+@pytest.mark.parametrize("flags", ["", "--json"])
+def test_a_reader_that_stops_early_changes_no_exit_code(flags: str) -> None:
+    asked = f"estimate llama-2-70b --gpu l4 {flags}"
+    command = f"{sys.executable} -c 'from analytic.cli import main; main()' {asked} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full is Linux's")
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_full_disk_is_one_line(flags: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", "from analytic.cli import main; main()", "estimate", "llama-2-70b", *flags]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left" in done.stderr
+
+
+def test_a_lever_of_a_gpu_that_has_no_name_can_be_followed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("estimate", "llama-2-70b", "--gpu-memory", "80GiB")
+    code, out, _ = ullage(*asked, capsys=capsys)
+    assert code == 3
+    lever = next(line.strip() for line in out.splitlines() if "parallel" in line).partition(":")[0]
+    assert ullage(*asked, *lever.split(), capsys=capsys)[0] == 0
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_no_figure_is_cut_short(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = ullage("estimate", "llama-3.1-405b", "--gpu", "h100-80gb:12", "--batch-size", "64", capsys=capsys)
+    assert "…" not in out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= columns
 
 
 def test_the_human_output_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

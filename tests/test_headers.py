@@ -507,6 +507,11 @@ def test_experts_of_different_shapes_are_refused(tmp_path: Path) -> None:
     assert "different shapes" in refused(folder, tiny_config("mixtral")).message
 
 
+def test_an_output_head_of_another_vocabulary_is_refused(llama: Path) -> None:
+    edit(llama, {"lm_head.weight": torch.zeros(512, 64)})
+    assert "output head of [384, 64], the checkpoint holds [512, 64]" in refused(llama, tiny_config("llama")).message
+
+
 def test_a_weight_of_another_rank_is_refused(llama: Path) -> None:
     edit(llama, {"model.layers.0.self_attn.q_proj.weight": torch.zeros(4096)})
     assert "1 dimensions, not 2" in refused(llama, tiny_config("llama")).message

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
@@ -270,11 +271,33 @@ def test_a_config_alone_needs_torch(tmp_path: Path, no_torch: None) -> None:
     assert "ullage[profiler]" in error.hint
 
 
-def test_unfamiliar_headers_go_to_the_meta_device(llama: Path) -> None:
-    config = {**LLAMA, "architectures": ["LlamaForSequenceClassification"]}
-    del config["dtype"]
-    model = resolve(str(write(llama, config)))
-    assert (model.architecture, model.dtype) == ("LlamaForSequenceClassification", "bfloat16")
+def test_unfamiliar_headers_go_to_the_meta_device_and_that_is_said(llama: Path) -> None:
+    weights = safetensors.torch.load_file(llama / "model.safetensors")
+    safetensors.torch.save_file(
+        {**weights, "gadget.weight": torch.zeros(1, dtype=torch.bfloat16)}, llama / "model.safetensors"
+    )
+    model = resolve(str(write(llama, {k: v for k, v in LLAMA.items() if k != "dtype"})))
+    assert (model.architecture, model.dtype, model.parameters) == ("LlamaForCausalLM", "bfloat16", PARAMETERS)
+    assert any("gadget.weight" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("LlamaForSequenceClassification", "does not generate text"),
+        ("LlamaModel", "does not generate text"),
+        ("NobodysLlama", "no class NobodysLlama"),
+        (None, "architectures cannot be [None]"),
+    ],
+)
+def test_a_class_that_does_not_generate_is_refused(llama: Path, named: object, said: str) -> None:
+    error = refused(write(llama, {**LLAMA, "architectures": [named]}))
+    assert said in error.message
+    assert error.hint
+
+
+def test_a_class_may_be_spelled_in_other_case(llama: Path) -> None:
+    assert resolve(str(write(llama, {**LLAMA, "architectures": ["LLaMAForCausalLM"]}))).parameters == PARAMETERS
 
 
 def test_unfamiliar_headers_without_torch_say_what_is_unfamiliar(llama: Path, no_torch: None) -> None:

@@ -116,12 +116,14 @@ def _other_widths(groups: tuple[TensorGroup, ...], claims: Claims) -> Iterator[s
 
 
 def _other_sizes(groups: tuple[TensorGroup, ...], claims: Claims) -> Iterator[str]:
-    """The embedding and the number of experts are as the config says."""
+    """The embedding, the output head and the number of experts are as the config says."""
     geometry = claims.geometry
-    embedding = (geometry.vocab_size, claims.config.get("word_embed_proj_dim") or geometry.hidden_size)
-    held = [g.shape for g in groups if g.role == "embedding" and not g.layers and g.stored == "model"]
-    if held and embedding not in held:
-        yield f"config.json says an embedding of {list(embedding)}, the checkpoint holds {list(max(held))}"
+    rows = (geometry.vocab_size, claims.config.get("word_embed_proj_dim") or geometry.hidden_size)
+    for role, what in (("embedding", "embedding"), ("output", "output head")):
+        weights = (g for g in groups if g.role == role and not g.layers and g.stored == "model")
+        held = [g.shape for g in weights if len(g.shape) == 2]
+        if held and rows not in held:
+            yield f"config.json says an {what} of {list(rows)}, the checkpoint holds {list(max(held))}"
     counts = {ff.experts for layer in geometry.layers if isinstance(ff := layer.feed_forward, MixtureOfExperts)}
     for group in groups:
         if group.role == "expert" and len(group.shape) == 3 and group.shape[0] not in counts:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -32,6 +32,18 @@ def parse_config(raw: bytes, where: str) -> dict[str, object]:
             hint="use the config.json that save_pretrained() of transformers writes",
         )
     return config
+
+
+def architecture_of(config: Mapping[str, object]) -> str | None:
+    """The class that a config names first; None where it names none."""
+    names = config.get("architectures")
+    if names in (None, []):
+        return None
+    if not isinstance(names, list) or not isinstance(names[0], str) or not names[0]:
+        raise UllageError(
+            f"config.json: architectures cannot be {repr(names)[:60]}", hint='it should hold ["LlamaForCausalLM"]'
+        )
+    return names[0]
 
 
 def parse_object(raw: bytes, where: str, *, limit_bytes: int) -> dict[str, object]:

@@ -13,6 +13,7 @@ from analytic.errors import UllageError
 from analytic.models.agreement import Claims, contradiction, require_agreement
 from analytic.models.catalog import published_dtype
 from analytic.models.config_reader import read_geometry
+from analytic.models.configfile import architecture_of
 from analytic.models.geometry import Geometry
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model, Source
@@ -77,18 +78,6 @@ def from_headers(
         published_parameters=None if native is None else sum(t.unpacked.parameters for t in tensors),
         notes=_notes(left),
     )
-
-
-def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The class that a config names first; None where it names none."""
-    names = config.get("architectures")
-    if names in (None, []):
-        return None
-    if not isinstance(names, list) or not isinstance(names[0], str) or not names[0]:
-        raise UllageError(
-            f"config.json: architectures cannot be {repr(names)[:60]}", hint='it should hold ["LlamaForCausalLM"]'
-        )
-    return names[0]
 
 
 def stored_dtype(stored: Iterable[StoredTensor]) -> str | None:

@@ -140,13 +140,16 @@ def _from(
             model = meta.from_config(config, id=id, source=source, revision=revision)
         except meta.NoTorchError:
             raise unfamiliar from None
-        return replace(model, dtype=model.dtype or stored_dtype(stored))
+        note = f"{unfamiliar.message}: counted is the class that transformers builds of config.json"
+        return replace(model, dtype=model.dtype or stored_dtype(stored), notes=(*model.notes, note))
 
 
 def _require_sound(config: Mapping[str, Any], id: str) -> None:
     """Refuse impossible sizes before anything is built of them, and a type that needs the repository's code."""
     from analytic.models.config_reader import ALIASES, FAMILIES, WRAPPERS, read_geometry
+    from analytic.models.configfile import architecture_of
 
+    architecture_of(config)
     model_type = config.get("model_type")
     if model_type in (*FAMILIES, *WRAPPERS, *ALIASES):
         read_geometry(config)

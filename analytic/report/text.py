@@ -16,6 +16,12 @@ from analytic.rule import Rule, published_misprint
 
 _BAR_COLUMNS = 22
 
+_BAR_WIDTH = 72
+"""Columns of a terminal from which bars are shown."""
+
+_LEDGER_COLUMNS = {"": 0, "GiB": 0, "low": 48, "high": 48, "basis": 0, " ": _BAR_WIDTH}
+"""Columns of the ledger, and the width of the terminal from which they are shown; the last holds the bar."""
+
 
 def print_rule(rule: Rule, console: Console) -> None:
     """The six steps, and what the published guide makes of step 4."""
@@ -64,7 +70,7 @@ def _assumptions(answer: Estimate) -> str:
 def _verdict(answer: Estimate) -> str:
     device = _gib(answer.fullest.device.bytes)
     if answer.gpu is None:
-        return f"needs {device} GiB on one GPU."
+        return f"needs {device} GiB on {'one GPU' if answer.gpus == 1 else f'each of {answer.gpus} GPUs at most'}."
     where = f"{answer.gpus} × {answer.gpu.name} ({_gib(answer.capacity_bytes or 0)} GiB usable each)"
     certain = "" if answer.is_certain else ", within the bounds of error"
     if answer.fits:
@@ -87,19 +93,22 @@ def _shown(answer: Estimate) -> Iterable[tuple[str, Ledger]]:
 
 def _print_ledger(title: str, row: Ledger, capacity: int | None, console: Console) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="dim")
-    for name, justify in (("", "left"), ("GiB", "right"), ("low", "right"), ("high", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("basis", style="dim")
-    table.add_column("", no_wrap=True)
+    columns = [column for column, width in _LEDGER_COLUMNS.items() if console.width >= width]
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("GiB", "low", "high") else "left", no_wrap=True)
     scale = max(capacity or 0, row.device.bytes)
+
+    def add(name: str, quantity: Quantity, start: int, style: str = "") -> None:
+        cells = (name, *_cells(quantity), _bar(start, quantity.bytes, scale, console))
+        table.add_row(*(c for c, shown in zip(cells, _LEDGER_COLUMNS, strict=True) if shown in columns), style=style)
+
     start = 0
-    for name in COMPONENTS:
-        quantity = row.components[name]
-        table.add_row(name.replace("_", " "), *_cells(quantity), _bar(start, quantity.bytes, scale, console))
-        start += quantity.bytes
-    for name, quantity in (("allocated", row.allocated), ("reserved", row.reserved), ("device", row.device)):
-        table.add_row(f"= {name}", *_cells(quantity), _bar(0, quantity.bytes, scale, console), style="bold")
-    table.add_row("load peak", *_cells(row.load_peak), _bar(0, row.load_peak.bytes, scale, console), style="dim")
+    for component in COMPONENTS:
+        add(component.replace("_", " "), row.components[component], start)
+        start += row.components[component].bytes
+    for total in ("allocated", "reserved", "device"):
+        add(f"= {total}", getattr(row, total), 0, "bold")
+    add("load peak", row.load_peak, 0, "dim")
     console.print(table)
 
 
@@ -120,18 +129,15 @@ def _bar(start: int, size: int, scale: int, console: Console) -> str:
 
 def _print_split(answer: Estimate, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), title="layers split", title_justify="left", title_style="dim")
-    for name in ("GPU", "layers", "weights", "device GiB", ""):
-        table.add_column(name, justify="left" if name in ("GPU", "") else "right")
+    table.add_column("GPU")
+    for name in ("layers", "weights", "device GiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     scale = max(answer.capacity_bytes or 0, answer.fullest.device.bytes)
     for index, row in enumerate(answer.ledgers):
         first, end = row.layers or (0, 0)
-        table.add_row(
-            str(index),
-            f"{first}–{end - 1}" if end > first else "none",
-            _gib(row.components["weights"].bytes),
-            _gib(row.device.bytes),
-            _bar(0, row.device.bytes, scale, console),
-        )
+        sizes = (row.components["weights"].bytes, row.device.bytes)
+        bar = (_bar(0, row.device.bytes, scale, console),) if console.width >= _BAR_WIDTH else ()
+        table.add_row(str(index), f"{first}–{end - 1}", *map(_gib, sizes), *bar)
     console.print(table)
 
 
