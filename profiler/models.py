@@ -22,6 +22,8 @@ from analytic.models.roles import role_of
 _BUILT_AS = {"kimi_k2": "deepseek_v3"}
 """Published model types whose checkpoints name another type's classes as their architecture."""
 
+_AS_STORED = "give the checkpoint's safetensors beside its config: they are counted as stored"
+
 _FIXED_DTYPES = {
     torch.float32: "float32",
     torch.int64: "int64",
@@ -119,10 +121,19 @@ def _stored(name: str, tensor: Any, model: Any) -> str:
 
 def _with_conversions(tensors: list[TensorGroup], model: Any) -> list[TensorGroup]:
     """Mark the weights whose modules transformers' bitsandbytes quantiser replaces in ``model`` (consumed)."""
+    _untie(model)
     quantizer = AutoHfQuantizer.from_config(transformers.BitsAndBytesConfig(load_in_4bit=True), pre_quantized=False)
     quantizer._process_model_before_weight_loading(model, device_map={"": "cuda"})
     converted = {f"{name}.weight" for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     return [replace(t, converts=True) if t.name in converted else t for t in tensors]
+
+
+def _untie(model: Any) -> None:
+    """As from_pretrained has it until its weights are loaded: the last parameter may be a head that will be tied."""
+    for name in model.all_tied_weights_keys:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, leaf, torch.nn.Parameter(torch.empty_like(getattr(module, leaf)), requires_grad=False))
 
 
 def _with_native_format(tensors: list[TensorGroup], config: Mapping[str, Any]) -> list[TensorGroup]:
@@ -134,7 +145,7 @@ def _with_native_format(tensors: list[TensorGroup], config: Mapping[str, Any]) -
     if method not in _NATIVE:
         raise UllageError(
             f"quantization_config: {method!r} is not modelled from a config alone",
-            hint=f"known: {', '.join(_NATIVE)}; or give the checkpoint's safetensors, counted as stored",
+            hint=f"known: {', '.join(_NATIVE)}; {_AS_STORED}",
         )
     stored = _NATIVE[method](dict(native), build(config))
     return [replace(t, stored=stored.get(t.name, t.stored)) for t in tensors]
@@ -143,7 +154,9 @@ def _with_native_format(tensors: list[TensorGroup], config: Mapping[str, Any]) -
 def _native_fp8(native: dict[str, Any], model: Any) -> dict[str, str]:
     block = native.get("weight_block_size")
     if block != [128, 128]:
-        raise UllageError(f"quantization_config: fp8 with weight_block_size {block} is not modelled")
+        raise UllageError(f"quantization_config: fp8 with weight_block_size {block} is not modelled", hint=_AS_STORED)
+    if (scale := native.get("scale_fmt") or "float") != "float":
+        raise UllageError(f"quantization_config: fp8 with scale_fmt {scale!r} is not modelled", hint=_AS_STORED)
     AutoHfQuantizer.from_config(native, pre_quantized=True)._process_model_before_weight_loading(model)
     return {name: "fp8-128x128" for name, p in model.named_parameters() if p.dtype == torch.float8_e4m3fn}
 

@@ -56,6 +56,12 @@ class Need:
     """Keys and values of the whole context, repeated to all heads (grouped queries only)."""
     mask: int = 0
     """Query x context x e, a boolean mask made additive."""
+    o_wide: int = 0
+    """A memory-efficient kernel's fp32 sums, heads x v_head_dim x 4: only of heads wider than 256, not in fp32."""
+    p: int = 0
+    """per_layer_input_size x e."""
+    p32: int = 0
+    """per_layer_input_size x 4."""
 
     def __add__(self, other: "Need") -> "Need":
         return Need(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -79,7 +85,7 @@ class Family:
     """Projections and rotation, until the keys and values are cached."""
     kept: Need = Need(q=1)
     """What attention holds around its kernel beside keys, values and output."""
-    kernel: Need = Need(o=1, lse=1)
+    kernel: Need = Need(o=1, lse=1, o_wide=1)
     """A fused kernel's outputs."""
     output: Need = Need(o=1, h=1)
     """The output projection."""
@@ -96,7 +102,9 @@ class Family:
     before_norm: int = 2
     """Residual streams beside the embeddings in the norm before the feed-forward."""
     rope_tables: int = 2
-    """cos and sin (of each rotary embedding)."""
+    """cos and sin."""
+    rope_by_kind: bool = False
+    """Whether full and sliding layers have tables of their own."""
     rope_itemsize: int | None = None
     """Bytes an element of these tables; None is the model's dtype."""
     rope_fraction: float = 1.0
@@ -115,10 +123,16 @@ class Family:
     """Whether experts have biases, gathered for every pair of token and expert."""
     shared_first: int = 0
     """[B,S,H] tensors that shared experts leave alive while the routed ones run."""
+    routing_frees_weights: bool = False
+    """Whether routing takes over the variable that keeps eager attention's weights."""
     every_expert: bool = False
     """Whether every token passes every expert."""
     recurrent_projections: int = 0
     """Input projections of a recurrent mixer that its split leaves alive."""
+    per_layer: Need = Need()
+    """What the making of per-layer inputs, where a model has them, leaves alive (in the multimodal class)."""
+    embedding: Need = Need()
+    """The embeddings while those inputs are made."""
     tolerance_fraction: float = 0.03
     """Largest error against traces of real runs (tests/test_activations.py)."""
 
@@ -131,6 +145,8 @@ QK_NORM = (Need(q=1, q32=1, q_cast=1, lse=2), Need(q=1, k=1, k32=1, k_cast=1))
 """RMS norms of each head of q and k, before they are rotated."""
 NORM_LATE = (Need(q=1, k=1, v=1, q32=1, q_cast=1, lse=2),)
 """The same once all three are projected (Gemma 3)."""
+QKV_NORM = (Need(q=1, q32=1, q_cast=1, lse=2), Need(q=4), Need(q=1, k=1, v=1, k32=1, k_cast=1), Need(q=1, k=4, v=1))
+"""Queries are projected, normed and rotated before keys, and values normed after both (Gemma 4)."""
 PARTIAL = (Need(q=2, k=2, v=1, q_rot=1, k_rot=1, new_v=1),)
 """Only part of a head rotated: projections stay alive as views of the other part."""
 PLAIN = (Need(q=1, k=1, v=1, new_v=1),)
@@ -146,6 +162,18 @@ GELU_NEW = Need(i=4)
 LLAMA = Family(attention=ROTATE)
 MOE = replace(LLAMA)
 LAYER_NORM = Need(h=1)
+GEMMA4 = replace(
+    MOE,
+    attention=QKV_NORM + PLAIN,
+    before_norm=3,
+    rope_by_kind=True,
+    logits=3,
+    router32=True,
+    shared_first=2,
+    routing_frees_weights=True,
+    per_layer=Need(h=1, p=2),
+    embedding=Need(h=2, p=2, p32=2),
+)
 GLM = replace(
     LLAMA,
     ff=Need(i=4),
@@ -225,7 +253,8 @@ FAMILIES: dict[str, Family] = {
     "lfm2": LLAMA,
     "granite": replace(LLAMA, logits=2),
     "gemma2": replace(LLAMA, sdpa=False, logits=3),
-    "gemma3_text": replace(LLAMA, attention=NORM_LATE + ROTATE, rope_tables=4),
+    "gemma3_text": replace(LLAMA, attention=NORM_LATE + ROTATE, rope_by_kind=True),
+    "gemma4_text": GEMMA4,
     "qwen3": replace(LLAMA, attention=QK_NORM + ROTATE),
     "starcoder2": replace(LLAMA, ff=GELU, norm=LAYER_NORM),
     "nemotron": replace(LLAMA, ff=Need(i=3), attention=PARTIAL, norm=LAYER_NORM, rope_fraction=0.5),

@@ -7,9 +7,9 @@ all live tensor storages, without the weights and without the cache as stored at
 
 Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``,
 ``masking_utils.py``, ``cache_utils.py``, ``generation/utils.py``) and held to real runs by
-``tests/test_activations.py``. CUDA differs from
-those CPU runs in the attention kernel: flash, memory-efficient and cuDNN attention return the output and at most one
-fp32 logsumexp a query and head, no scores. ``sdpa`` means transformers' default: a family without it runs eager.
+``tests/test_activations.py``. CUDA differs from those CPU runs in the attention kernel: flash, memory-efficient and
+cuDNN attention return the output and at most one fp32 logsumexp a query and head, no scores (and fp32 sums where heads
+are wider than 256). ``sdpa`` means transformers' default: a family without it runs eager.
 """
 
 from collections.abc import Iterator
@@ -31,6 +31,10 @@ from analytic.quantity import round_up
 
 AttentionName = Literal["sdpa", "eager"]
 
+FUSED_HEAD_DIM = 256
+"""Wider heads have no flash or cuDNN kernel: keys and values are repeated to all heads (``use_gqa_in_sdpa``), and the
+memory-efficient kernel sums in an fp32 buffer of its own (ATen mem_eff_attention/kernel_forward.h)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
@@ -41,7 +45,7 @@ class Peak:
     low_bytes: int
     high_bytes: int
     moment: str
-    """Where: ``attention``, ``norm``, ``mlp``, ``experts``, ``mixer`` or ``logits``."""
+    """Where: ``embedding``, ``attention``, ``norm``, ``mlp``, ``experts``, ``mixer`` or ``logits``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class _Run:
     """What besides the geometry decides the moments."""
 
     itemsize: int
+    several: bool
+    """More than one sequence."""
     eager: bool
     padded: bool
     windowed: bool
@@ -108,7 +114,7 @@ def prefill_peak(
     padded: bool = False,
 ) -> Peak:
     """Peak of the prompt's forward and the first token's choice: ``prompt_tokens`` queries a sequence."""
-    run = _run(geometry, itemsize, attention, padded, prompt_tokens, decode=False)
+    run = _run(geometry, itemsize, batch_size, attention, padded, prompt_tokens, decode=False)
     return _peak(_compiled(geometry, run), batch_size, prompt_tokens, prompt_tokens)
 
 
@@ -122,7 +128,7 @@ def decode_peak(
     padded: bool = False,
 ) -> Peak:
     """Peak of one decode step whose attention sees ``context_tokens``, the new token included."""
-    run = _run(geometry, itemsize, attention, padded, context_tokens, decode=True)
+    run = _run(geometry, itemsize, batch_size, attention, padded, context_tokens, decode=True)
     return _peak(_compiled(geometry, run), batch_size, 1, context_tokens)
 
 
@@ -155,11 +161,19 @@ def _family(geometry: Geometry) -> Family:
         ) from None
 
 
-def _run(geometry: Geometry, itemsize: int, attention: AttentionName, padded: bool, context: int, decode: bool) -> _Run:
+def _run(
+    geometry: Geometry,
+    itemsize: int,
+    batch: int,
+    attention: AttentionName,
+    padded: bool,
+    context: int,
+    decode: bool,
+) -> _Run:
     windows = _facts(geometry)
     windowed = bool(windows) and context >= min(windows)
     eager = attention == "eager" or not _family(geometry).sdpa
-    return _Run(itemsize, eager, padded, windowed, decode)
+    return _Run(itemsize, batch > 1, eager, padded, windowed, decode)
 
 
 _FACTS: dict[int, tuple[Geometry, tuple[int, ...], dict[_Run, tuple[_Moment, ...]]]] = {}
@@ -188,13 +202,25 @@ def _compiled(geometry: Geometry, run: _Run) -> tuple[_Moment, ...]:
 
 
 def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
-    """Every moment of every kind of layer, then the logits."""
+    """The embedding, every moment of every kind of layer, then the logits.
+
+    Only a prompt's last token reaches the layers that read another's cache (``_maybe_slice_kv_shared_inputs``).
+    """
     family = _family(geometry)
-    kinds = dict.fromkeys((layer, index == 0) for index, layer in enumerate(geometry.layers))
+    if geometry.per_layer_input_size:
+        made = _Form(tokens=_per_token(family.embedding, _stream_sizes(geometry, run)))
+        held = _ids(geometry, run) + _masks(geometry, run)
+        yield _Moment("embedding", held, made, None, family.tolerance_fraction)
+    layers = [(layer, index == 0) for index, layer in enumerate(geometry.layers)]
+    kinds = dict.fromkeys((layer, first) for layer, first in layers if run.decode or not _reads_another(layer))
     for layer, first in kinds:
         yield from _layer_moments(geometry, family, run, layer, first)
     for form in _logits(geometry, family, run):
         yield _Moment("logits", form, _Form(), None, family.tolerance_fraction)
+
+
+def _reads_another(layer: Layer) -> bool:
+    return isinstance(layer.mixer, Attention) and layer.mixer.cached_heads == 0
 
 
 def _layer_moments(geometry: Geometry, family: Family, run: _Run, layer: Layer, first: bool) -> Iterator[_Moment]:
@@ -215,18 +241,22 @@ def _layer_moments(geometry: Geometry, family: Family, run: _Run, layer: Layer, 
         if isinstance(mixer, Recurrent):
             chunk = 1 if run.decode else mixer.chunk_tokens or 1
             yield moment("scan", family.before_attention, _recurrent(geometry, family, run, mixer), chunk)
-    weights = _weights_held(family, run, layer)
     for name, form in _feed_forward(geometry, family, run, layer):
-        yield moment(name, family.before_ff, form + weights)
+        yield moment(name, family.before_ff, form)
 
 
 def _held(geometry: Geometry, family: Family, run: _Run) -> _Form:
-    """Ids and masks of ``generate``, the rotary tables and the attention masks: alive through all layers."""
-    rotary = [m.head_dim for layer in geometry.layers if isinstance(m := layer.mixer, Attention) and m.rotary]
-    latent = [m.qk_rope_head_dim for layer in geometry.layers if isinstance(m := layer.mixer, LatentAttention)]
-    rotated = int(max(rotary, default=0) * family.rope_fraction) or max(latent, default=0)
-    tables = family.rope_tables * rotated * (family.rope_itemsize or run.itemsize)
-    return _ids(geometry, run) + _Form(tokens=tables) + _masks(geometry, run)
+    """Ids and masks, rotary tables, attention masks and per-layer inputs: alive through all layers."""
+    mixers = [layer.mixer for layer in geometry.layers]
+    rotary = {(m.window_tokens, m.head_dim) for m in mixers if isinstance(m, Attention) and m.rotary}
+    head_dims = [head_dim for _, head_dim in rotary]
+    latent = [m.qk_rope_head_dim for m in mixers if isinstance(m, LatentAttention)]
+    width = sum(head_dims) if family.rope_by_kind else max(head_dims, default=0)
+    rotated = int(width * family.rope_fraction) or max(latent, default=0)
+    tokens = family.rope_tables * rotated * (family.rope_itemsize or run.itemsize)
+    if geometry.per_layer_input_size:
+        tokens += _per_token(family.per_layer, _stream_sizes(geometry, run))
+    return _ids(geometry, run) + _Form(tokens=tokens) + _masks(geometry, run)
 
 
 def _ids(geometry: Geometry, run: _Run) -> _Form:
@@ -249,17 +279,23 @@ def _masks(geometry: Geometry, run: _Run) -> _Form:
     return _Form()
 
 
+def _stream_sizes(geometry: Geometry, run: _Run) -> dict[str, int]:
+    """Bytes a query token of what no layer's own sizes enter."""
+    hidden, inputs = geometry.hidden_size, geometry.per_layer_input_size
+    return {"h": hidden * run.itemsize, "h32": hidden * 4, "p": inputs * run.itemsize, "p32": inputs * 4}
+
+
 def _sizes(geometry: Geometry, layer: Layer, family: Family, run: _Run) -> dict[str, int]:
     """Bytes a query token of each of :class:`Need`'s per-token fields."""
     e, cast = run.itemsize, 0 if run.itemsize == 4 else 4
-    hidden = geometry.hidden_size
-    sizes = {"h": hidden * e, "h32": hidden * 4}
+    sizes = _stream_sizes(geometry, run)
     if isinstance(layer.mixer, Attention):
         mixer = layer.mixer
         q, k, v = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim, mixer.kv_heads * mixer.v_head_dim
         sizes |= {"q": q * e, "q32": q * 4, "q_cast": q * cast, "q_rot": int(q * family.rope_fraction) * e}
         sizes |= {"k": k * e, "k32": k * 4, "k_cast": k * cast, "k_rot": int(k * family.rope_fraction) * e}
-        sizes |= {"v": v * e, "o": mixer.heads * mixer.v_head_dim * e, "lse": mixer.heads * 4}
+        o, wide = mixer.heads * mixer.v_head_dim, mixer.head_dim > FUSED_HEAD_DIM
+        sizes |= {"v": v * e, "o": o * e, "o_wide": o * cast * wide, "lse": mixer.heads * 4}
     return sizes
 
 
@@ -282,14 +318,20 @@ def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixe
         values += cached * mixer.head_dim * run.itemsize
     for need in family.attention:
         yield _Form(tokens=_per_token(need, sizes), context=need.new_v * values)
-    grouped = mixer.heads != mixer.kv_heads
+    grouped = 1 < mixer.kv_heads < mixer.heads
     repeated = mixer.heads * (mixer.head_dim + mixer.v_head_dim) * run.itemsize * grouped
     kept = _Form(tokens=_per_token(family.kept, sizes))
     if run.eager:
         keys32 = 4 * mixer.kv_heads * mixer.head_dim * (family.keys32 and run.itemsize != 4)
-        yield kept + _scores(family.eager, mixer.heads, run) + _Form(context=repeated * family.eager_repeats + keys32)
+        copies = _Form(context=repeated * family.eager_repeats + keys32)
+        yield kept + copies + _scores(family.eager, mixer.heads, run)
+        yield kept + copies + _scores(Need(w=1), mixer.heads, run) + _Form(tokens=2 * sizes["o"])
+        if mixer.kv_heads == 1 and run.several:  # repeated as a view, which matmul must copy beside the queries
+            copied = _Form(tokens=sizes["q"], context=mixer.heads * mixer.head_dim * run.itemsize)
+            yield kept + copied + _scores(Need(w=1), mixer.heads, run)
     else:
-        yield kept + _Form(tokens=_per_token(family.kernel, sizes)) + _sdpa_mask(run, repeated, mixer.window_tokens)
+        inputs = _sdpa_inputs(run, repeated, mixer.window_tokens, wide=mixer.head_dim > FUSED_HEAD_DIM)
+        yield kept + _Form(tokens=_per_token(family.kernel, sizes)) + inputs
     yield kept + _Form(tokens=_per_token(family.output, sizes)) + _Form(pairs=_held_weights(family, run, mixer.heads))
 
 
@@ -299,15 +341,13 @@ def _scores(need: Need, heads: int, run: _Run) -> _Form:
     return _Form(pairs=heads * (need.w * run.itemsize + need.w32 * 4 + need.w_cast * cast))
 
 
-def _sdpa_mask(run: _Run, repeated: int, window_tokens: int | None) -> _Form:
-    """With a boolean mask: its additive copy, and in prefill K and V for all heads (sdpa_attention.py)."""
+def _sdpa_inputs(run: _Run, repeated: int, window_tokens: int | None, *, wide: bool = False) -> _Form:
+    """A mask's additive copy; with a mask or wide heads, in prefill, K and V for all heads (sdpa_attention.py)."""
     masked = run.padded or (window_tokens is not None and run.windowed)
+    copies = _Form(context=repeated if (masked or wide) and not run.decode else 0)
     if not masked:
-        return _Form()
-    copies = 0 if run.decode else repeated
-    if run.padded:
-        return _Form(pairs=run.itemsize, context=copies)
-    return _Form(shared=run.itemsize, context=copies)
+        return copies
+    return copies + (_Form(pairs=run.itemsize) if run.padded else _Form(shared=run.itemsize))
 
 
 def _held_weights(family: Family, run: _Run, heads: int) -> int:
@@ -333,7 +373,7 @@ def _latent_attention(geometry: Geometry, run: _Run, mixer: LatentAttention) -> 
     if run.eager:
         yield kept + _scores(Need(w=1, w_cast=1, w32=1), mixer.heads, run)
     else:
-        yield kept + _Form(tokens=output + 4 * mixer.heads) + _sdpa_mask(run, 0, None)
+        yield kept + _Form(tokens=output + 4 * mixer.heads) + _sdpa_inputs(run, 0, None)
     yield kept + _Form(tokens=output + geometry.hidden_size * e)
 
 
@@ -362,11 +402,14 @@ def _recurrent(geometry: Geometry, family: Family, run: _Run, mixer: Recurrent) 
 
 
 def _feed_forward(geometry: Geometry, family: Family, run: _Run, layer: Layer) -> Iterator[tuple[str, _Form]]:
+    weights = _weights_held(family, run, layer)
     if isinstance(layer.feed_forward, FeedForward):
-        yield "mlp", _Form(tokens=_wide(family.ff, layer.feed_forward.intermediate_size, run))
+        yield "mlp", weights + _Form(tokens=_wide(family.ff, layer.feed_forward.intermediate_size, run))
     elif isinstance(layer.feed_forward, MixtureOfExperts):
         for form in _experts(geometry, family, run, layer.feed_forward):
-            yield "experts", form
+            yield "experts", form if family.routing_frees_weights else form + weights
+        if layer.feed_forward.shared_intermediate_size:
+            yield "experts", weights + _shared_experts(geometry, family, run, layer.feed_forward)
 
 
 def _wide(need: Need, intermediate_size: int, run: _Run) -> int:
@@ -374,9 +417,9 @@ def _wide(need: Need, intermediate_size: int, run: _Run) -> int:
 
 
 def _experts(geometry: Geometry, family: Family, run: _Run, moe: MixtureOfExperts) -> Iterator[_Form]:
-    """grouped_mm in prefill, batched_mm with copied weights in decode (integrations/moe.py), then shared experts."""
+    """grouped_mm in prefill, batched_mm with copied weights in decode (integrations/moe.py)."""
     e, hidden = run.itemsize, geometry.hidden_size * run.itemsize
-    routed = moe.experts * e + moe.experts_per_token * 32
+    routed = _routed(run, moe)
     pair = moe.experts_per_token * hidden
     inner = moe.experts_per_token * _wide(family.expert, moe.intermediate_size, run)
     if family.every_expert:  # all tokens pass all experts, zeroed (models/llama4)
@@ -392,8 +435,16 @@ def _experts(geometry: Geometry, family: Family, run: _Run, moe: MixtureOfExpert
     else:
         yield _Form(tokens=pair + inner + routed + shared)
         yield _Form(tokens=(2 + family.expert_bias) * pair + 2 * weighted + routed + shared)
-    if moe.shared_intermediate_size:
-        yield _Form(tokens=hidden + _wide(family.ff, moe.shared_intermediate_size, run) + routed)
+
+
+def _shared_experts(geometry: Geometry, family: Family, run: _Run, moe: MixtureOfExperts) -> _Form:
+    after = 0 if family.shared_first else geometry.hidden_size * run.itemsize + _routed(run, moe)
+    return _Form(tokens=after + _wide(family.ff, moe.shared_intermediate_size, run))
+
+
+def _routed(run: _Run, moe: MixtureOfExperts) -> int:
+    """Router logits and what sorts the pairs of token and expert."""
+    return moe.experts * run.itemsize + moe.experts_per_token * 32
 
 
 def _logits(geometry: Geometry, family: Family, run: _Run) -> Iterator[_Form]:

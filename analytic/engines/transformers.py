@@ -12,7 +12,7 @@ from analytic.engines.workspace import (
 )
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
-from analytic.ledger import Ledger, Part
+from analytic.ledger import Component, Ledger, Part
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.placement import Span
@@ -76,16 +76,21 @@ def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Le
     phases = _phases(share, request, dtype)
     peak = max(phases, key=lambda phase: phase.bytes)
     fixed, workspace_parts = _workspace(share, gpu)
+    held: dict[Component, Quantity] = {
+        "weights": exact(share.weights_bytes),
+        "sequence_state": exact(peak.state_bytes),
+        "activations": _traced(peak.activations),
+        "workspace": fixed + bounded(*peak.temporaries, "traced"),
+    }
+    context = _context(gpu)
+    room = None if gpu is None else _room(gpu, [*held.values(), context])
     return Ledger(
         phase="prefill" if peak.name == "prefill" else "decode",
         moment=peak.activations.moment,
         components={
-            "weights": exact(share.weights_bytes),
-            "sequence_state": exact(peak.state_bytes),
-            "activations": _traced(peak.activations),
-            "workspace": fixed + bounded(*peak.temporaries, "traced"),
-            "allocator_slack": _slack(phases, share, _outgrown_bytes(share.geometry, request, itemsize(dtype))),
-            "context": _context(gpu),
+            **held,
+            "allocator_slack": _slack(phases, share, _outgrown_bytes(share.geometry, request, itemsize(dtype)), room),
+            "context": context,
         },
         load_peak=_load_peak(share),
         parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries.bytes)),
@@ -243,18 +248,31 @@ def _workspace(share: Share, gpu: Gpu | None) -> tuple[Quantity, tuple[Part, ...
     return cublas + exact(share.rounding_bytes), parts
 
 
-def _slack(phases: list[_Phase], share: Share, outgrown: int) -> Quantity:
+def _room(gpu: Gpu, held: list[Quantity]) -> tuple[int, int]:
+    """Bytes of a GPU beside what is held there, with the middle and with the high figures."""
+    return gpu.total_bytes - sum(q.bytes for q in held), gpu.total_bytes - sum(q.high_bytes for q in held)
+
+
+def _slack(phases: list[_Phase], share: Share, outgrown: int, room: tuple[int, int] | None) -> Quantity:
     """The most that is reserved beyond the most that is allocated.
 
-    Segments that the cache outgrew stay beside it until the end, where they take up what prefill has freed.
+    Segments that the cache outgrew stay beside it, where they take up what prefill has freed; when the GPU has no
+    ``room`` left, the allocator gives them back (CUDACachingAllocator.cpp, release_cached_blocks), as they are whole.
     """
     first, last = phases[0], phases[-1]
     limits = zip(GROWN_SLACK, GROWN_SLACK_LIMIT, strict=True)
-    grown = [min(part * outgrown, limit * last.state_bytes) for part, limit in limits]
-    resting = [[part * phase.state_bytes for phase in phases] for part in RESTING_SLACK]
-    reserved = max(first.bytes + resting[0][0], last.bytes + resting[0][-1] + grown[0])
-    middle = round(reserved) - max(phase.bytes for phase in phases)
-    return bounded(0, middle, round(max(resting[1]) + grown[1]) + share.staging_bytes, "assumed")
+    grown = [round(min(part * outgrown, limit * last.state_bytes)) for part, limit in limits]
+    resting = [[round(part * phase.state_bytes) for phase in phases] for part in RESTING_SLACK]
+    peak = max(phase.bytes for phase in phases)
+    ended = last.bytes + resting[0][-1]
+    stays = max(first.bytes + resting[0][0], ended) - peak
+    middle = _given_back(stays, max(0, ended + grown[0] - peak - stays), room and room[0])
+    high = _given_back(max(resting[1]) + share.staging_bytes, grown[1], room and room[1])
+    return bounded(0, middle, max(middle, high), "assumed")
+
+
+def _given_back(stays: int, grown: int, room: int | None) -> int:
+    return stays + (grown if room is None else min(grown, max(0, room - stays)))
 
 
 def _outgrown_bytes(geometry: Geometry, request: Request, size: int) -> int:

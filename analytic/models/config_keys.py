@@ -39,7 +39,7 @@ KEYS = (
     *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads"),
     *("global_head_dim", "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers", "per_layer_config"),
-    *("enable_moe_block", "top_k_experts", "use_double_wide_mlp"),
+    *("enable_moe_block", "top_k_experts", "use_double_wide_mlp", "hidden_size_per_layer_input"),
 )
 """Every key that a reader asks for; config_defaults.json holds the defaults of these and no others."""
 

@@ -234,6 +234,7 @@ def read_geometry(config: Mapping[str, object]) -> Geometry:
         vocab_size=text.size("vocab_size"),
         max_position_embeddings=text.optional_size("max_position_embeddings"),
         layers=layers,
+        per_layer_input_size=len(layers) * text.count("hidden_size_per_layer_input"),
     )
 
 

@@ -104,6 +104,8 @@ class Geometry:
     max_position_embeddings: int | None
     """The advertised maximum context; never assumed as the workload."""
     layers: tuple[Layer, ...]
+    per_layer_input_size: int = 0
+    """Elements a token of the embeddings that all layers read beside the stream (Gemma 4's small models)."""
     groups: tuple[tuple[Layer, int], ...] = field(init=False, repr=False, compare=False)
     """Each distinct layer with its count, in order of first appearance."""
 
