@@ -12,6 +12,7 @@ from analytic.errors import UllageError, UsageError
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
 from analytic.ledger import Ledger
+from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
 from analytic.placement import balance
@@ -261,25 +262,29 @@ def _ledgers(model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: 
     )
 
 
-def _sizes(model: Model, request: Request, dtype: str) -> tuple[int, ...]:
+def _sizes(model: Model, request: Request, dtype: str) -> list[int]:
     """Weights and state of each layer; what stands before and after the layers stays with the first and the last."""
-    geometry = model.geometry
-    states = {layer: state_bytes(replace(geometry, layers=(layer,)), request, dtype) for layer, _ in geometry.groups}
-    weights = _layer_weights(model, dtype, request.weight_format)
-    return tuple(w + states[layer] for w, layer in zip(weights, geometry.layers, strict=True))
+    weights, kinds, alone = _layers(model, dtype, request.weight_format)
+    states = [state_bytes(geometry, request, dtype) for geometry in alone]
+    return [held + states[kind] for held, kind in zip(weights, kinds, strict=True)]
 
 
 @lru_cache(maxsize=1024)
-def _layer_weights(model: Model, dtype: str, quantization: str | None) -> tuple[int, ...]:
-    layers = [0] * len(model.geometry.layers)
+def _layers(
+    model: Model, dtype: str, quantization: str | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Geometry, ...]]:
+    """Weight bytes of each layer, its kind, and each kind as a geometry of its own."""
+    weights = [0] * len(model.geometry.layers)
     for served in weigh(model, dtype=dtype, quantization=quantization).served:
         group = served.group
         if group.layers is not None and model.is_decoder(group):
             for layer in group.layers:
-                layers[layer] += served.each_bytes * group.copies
+                weights[layer] += served.each_bytes * group.copies
         else:
-            layers[-1 if model.is_after_layers(group) else 0] += served.bytes
-    return tuple(layers)
+            weights[-1 if model.is_after_layers(group) else 0] += served.bytes
+    kinds = [layer for layer, _ in model.geometry.groups]
+    alone = tuple(replace(model.geometry, layers=(layer,)) for layer in kinds)
+    return tuple(weights), tuple(kinds.index(layer) for layer in model.geometry.layers), alone
 
 
 def _fullest(ledgers: tuple[Ledger, ...]) -> int:

@@ -1,16 +1,18 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from analytic.errors import UllageError
 from analytic.formats.table import find_format
 from analytic.models import catalog
 from analytic.models.inventory import ROLES
 from analytic.weights import weigh
 from profiler.catalog import FOLDER, INDEX, regenerate, render, render_index
-from profiler.models import build
+from profiler.models import build, describe
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_parameters.json").read_text())
@@ -92,3 +94,17 @@ def test_gpt_oss_20b_weighs_what_its_mxfp4_blocks_scales_and_biases_hold() -> No
 def test_torch_and_the_table_agree_on_the_size_of_a_dtype() -> None:
     for name in ("float64", "float32", "float16", "bfloat16", "int8", "int16", "int32", "int64", "bool", "complex64"):
         assert find_format(name).bytes((7,)) == 7 * getattr(torch, name).itemsize
+
+
+@pytest.mark.parametrize(
+    ("native", "said"),
+    [
+        ({"weight_block_size": [64, 64]}, r"weight_block_size \[64, 64\]"),
+        ({"weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, "scale_fmt 'ue8m0'"),
+    ],
+)
+def test_an_fp8_of_another_shape_is_refused_by_name(native: dict[str, Any], said: str) -> None:
+    config = {**catalog.load("deepseek-v3").config, "quantization_config": {"quant_method": "fp8", **native}}
+    with pytest.raises(UllageError, match=said) as raised:
+        describe({**config, "num_hidden_layers": 4})
+    assert raised.value.hint

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from analytic.errors import UllageError
+from analytic.models import catalog
 from analytic.models.config_reader import FAMILIES, read_geometry
 from analytic.models.geometry import Attention, FeedForward, LatentAttention, Layer, MixtureOfExperts, Recurrent
 from profiler.config_defaults import PATH, fresh_defaults, rendered
@@ -148,6 +149,13 @@ def test_unknown_model_type_is_named():
 def test_config_without_a_usable_model_type_is_refused(config: dict[str, object]):
     with pytest.raises(UllageError, match="model_type"):
         read_geometry(config)
+
+
+def test_experts_behind_a_projection_are_refused_by_name() -> None:
+    config = dict(catalog.load("nemotron-3-nano-30b-a3b").config)
+    assert read_geometry(config)
+    with pytest.raises(UllageError, match="moe_latent_size of 1024"):
+        read_geometry({**config, "moe_latent_size": 1024})
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "head_dim"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from analytic.errors import UllageError
 from analytic.models.config_keys import Config
 from analytic.models.config_kinds import MLP, MOE, shares_cache
 from analytic.models.geometry import FeedForward, MixtureOfExperts
@@ -125,6 +126,11 @@ def gemma4(config: Config, kind: str, index: int) -> FeedForwardKind:
 def nemotron_mlp(config: Config, kind: str, index: int) -> FeedForwardKind:
     """A layer is a mixer, or a feed-forward, or experts: never two of them; squared ReLU, so no gate."""
     if kind == MOE:
+        if (latent := config.get("moe_latent_size")) is not None:
+            raise UllageError(
+                f"config.json (nemotron_h): experts behind a moe_latent_size of {latent!r} are not modelled",
+                hint="ullage models lists what is",
+            )
         shared = shared_size("moe_shared_expert_intermediate_size")
         routed = experts("n_routed_experts", width="moe_intermediate_size", shared=shared, gated=False)
         return routed(config, kind, index)

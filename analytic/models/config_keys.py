@@ -29,7 +29,7 @@ KEYS = (
     *("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"),
     *("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"),
     *("n_shared_experts", "shared_expert_intermediate_size", "shared_intermediate_size"),
-    *("moe_num_shared_experts", "moe_shared_expert_intermediate_size"),
+    *("moe_num_shared_experts", "moe_shared_expert_intermediate_size", "moe_latent_size"),
     *("decoder_sparse_step", "mlp_only_layers", "first_k_dense_replace", "num_dense_layers"),
     *("moe_layers", "interleave_moe_layer_step", "expert_layer_period", "expert_layer_offset"),
     *("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
