@@ -45,7 +45,7 @@ def rule(
     bits: Annotated[int, _WHOLE] = 16,
     gpu_memory: str = "80GB",
     overhead: str = "0.2",
-    json: bool = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """The classic six-step rule of thumb, its quantisation step put right.
 
@@ -197,9 +197,9 @@ def gpus(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     from analytic.hardware import gpus as table
 
     if json:
-        from dataclasses import asdict
+        from analytic.report.document import table_document
 
-        _print_json({"schema_version": "1", "gpus": [asdict(gpu) for gpu in table()]})
+        _print_json(table_document("gpus", table()))
     else:
         from analytic.report.text import print_gpus
 
@@ -219,9 +219,9 @@ def models(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     from analytic.models.catalog import entries
 
     if json:
-        from dataclasses import asdict
+        from analytic.report.document import table_document
 
-        _print_json({"schema_version": "1", "models": [asdict(entry) for entry in entries()]})
+        _print_json(table_document("models", entries()))
     else:
         from analytic.report.text import print_models
 

@@ -14,15 +14,14 @@ from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
 from analytic.ledger import Ledger
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
+from analytic.models.packed import quantization_of, weight_bits
 from analytic.models.resolve import resolve
 from analytic.placement import balance
 from analytic.quantity import GiB
 from analytic.request import LARGEST, Request
-from analytic.rule import Rule, apply_rule
+from analytic.rule import BITS, Rule, apply_rule
 from analytic.state import cached_tokens, sequence_state_bytes_per_token
 from analytic.weights import Weights, weigh
-
-SCHEMA_VERSION = "1"
 
 NOT_MODELED = (
     "the GPU memory that the driver keeps for itself (0.4–1.3 % of what it reports, where seen)",
@@ -52,8 +51,12 @@ class Estimate:
     dtype: str
     """The dtype that ``auto`` became."""
     gpu: Gpu | None
-    gpus: int
     ledgers: tuple[Ledger, ...]
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the layers are split over."""
+        return len(self.ledgers)
 
     @cached_property
     def fullest(self) -> Ledger:
@@ -154,12 +157,11 @@ class Estimate:
 
     @cached_property
     def rule_of_thumb(self) -> Rule:
-        """What the classic rule says of the same question."""
-        bits = {"bnb-int8": 8, "bnb-nf4": 4, "bnb-fp4": 4}.get(self.request.quantization or "")
-        native = {"fp8": 8, "mxfp4": 4}.get(self.model.native_format or "") if not self.request.quantization else None
+        """What the classic rule says of the same question, at the next precision that it knows."""
+        bits = _bits(self.model, self.request, self.dtype)
         return apply_rule(
             self.model.parameters,
-            bits=bits or native or 8 * itemsize(self.dtype),
+            bits=min(known for known in BITS if known >= bits),
             gpu_memory_bytes=self.gpu.total_bytes if self.gpu else 80 * 10**9,
         )
 
@@ -203,7 +205,7 @@ def run(model: Model, request: Request, *, gpu: Gpu | None = None, gpus: int = 1
         )
     request = _as_served(model, request, gpu)
     rows = _ledgers(model, request, dtype, gpu, gpus)
-    return Estimate(model=model, request=request, dtype=dtype, gpu=gpu, gpus=gpus, ledgers=rows)
+    return Estimate(model=model, request=request, dtype=dtype, gpu=gpu, ledgers=rows)
 
 
 def _request(flags: dict[str, Any]) -> Request:
@@ -245,6 +247,18 @@ def _as_served(model: Model, request: Request, gpu: Gpu | None) -> Request:
     if request.quantization is None and needs and gpu and gpu.capability and gpu.capability < needs:
         return replace(request, quantization="none")
     return request
+
+
+_BNB_BITS = {"bnb-int8": 8, "bnb-nf4": 4, "bnb-fp4": 4}
+
+
+def _bits(model: Model, request: Request, dtype: str) -> int:
+    """Bits of a weight, as someone would put them into the rule."""
+    if request.quantization in _BNB_BITS:
+        return _BNB_BITS[request.quantization]
+    if request.quantization is None and (native := quantization_of(model.config)):
+        return weight_bits(native)
+    return 8 * itemsize(dtype)
 
 
 def _ledgers(model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: int) -> tuple[Ledger, ...]:

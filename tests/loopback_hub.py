@@ -189,15 +189,14 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 )
                 hub.in_flight += 1
                 hub.most_in_flight = max(hub.most_in_flight, hub.in_flight)
+            hub.wait()
+            with hub.lock:  # before the answer, after which the client may ask again
+                hub.in_flight -= 1
             try:
-                hub.wait()
                 self._route(urlsplit(self.path).path)
                 self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
-            finally:
-                with hub.lock:
-                    hub.in_flight -= 1
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,4 +1,3 @@
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -137,13 +136,25 @@ def test_a_search_that_meets_no_limit_of_memory_ends_at_the_largest_that_may_be_
     assert answer.max_sequences == 1_000_000
 
 
-def test_ten_thousand_workloads_of_one_model_take_seconds() -> None:
-    # the claim (under 3 s) is timed by benchmarks/speed.py; this only notices a slip by an order of magnitude
-    model = catalog.load("llama-2-70b")
-    start = time.perf_counter()
-    for tokens in range(1, 1001):
-        run(model, Request(batch_size=1 + tokens % 32, prompt_tokens=tokens))
-    assert time.perf_counter() - start < 3
+@pytest.mark.parametrize(
+    ("native", "bits"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, 4),
+        ({"quant_method": "gptq", "bits": 3}, 4),  # the next that the rule knows
+        ({"quant_method": "gptq", "bits": 8}, 8),
+        ({"quant_method": "awq", "bits": 4}, 4),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 8),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, 8),
+    ],
+)
+def test_the_rule_of_thumb_takes_the_published_precision(native: dict[str, Any], bits: int) -> None:
+    llama = catalog.load("tinyllama-1.1b")
+    model = replace(llama, config={**llama.config, "quantization_config": native})
+    assert run(model, Request()).rule_of_thumb.bits == bits
+    assert run(llama, Request()).rule_of_thumb.bits == 16
 
 
 @given(sizes=st.lists(st.integers(0, 100), min_size=1, max_size=9), data=st.data())

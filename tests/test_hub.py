@@ -73,7 +73,7 @@ def test_a_single_file_costs_its_header_and_nothing_more(hub: LoopbackHub) -> No
 def test_shards_are_read_at_once_each_for_its_header(hub: LoopbackHub) -> None:
     files = sharded(40)
     hub.add("acme/large", files)
-    hub.stall_seconds = 0.02
+    hub.stall_seconds = 0.1
     model = fetch("acme/large")
     assert sum(t.bytes for t in model.tensors or ()) == 40 * 3 * GIB
     heads = [file.head for file in files.values() if isinstance(file, SparseFile)]
@@ -167,7 +167,9 @@ def test_what_is_absent_is_named(hub: LoopbackHub) -> None:
     named("acme/gguf", "no config.json in the repository", hint=".gguf")
 
 
-@pytest.mark.parametrize("repo_id", ["", "a/b/c", "../etc", "acme/", "a--b", "with space", "/tmp/model", "acme/x.git"])
+@pytest.mark.parametrize(
+    "repo_id", ["", "a/b/c", "../etc", "acme/", "a--b", "with space", "/absolute/path", "acme/x.git"]
+)
 def test_what_cannot_be_an_id_is_a_usage_error(hub: LoopbackHub, repo_id: str) -> None:
     with pytest.raises(UsageError, match="nor a Hub id"):
         fetch(repo_id)

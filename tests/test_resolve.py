@@ -265,6 +265,17 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
     assert resolve(str(write(tmp_path, LLAMA))).parameters == PARAMETERS
 
 
+FP8_TILES = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+def test_a_quantisation_config_of_the_text_part_counts_without_headers_too() -> None:
+    config = dict(catalog.load("gemma-3-4b").config)
+    text = {**config["text_config"], "quantization_config": FP8_TILES}  # type: ignore[dict-item]
+    assert meta.from_config({**config, "text_config": text}, id="x").native_format == "fp8"
+    with pytest.raises(UllageError, match="'gptq' is not modelled"):
+        meta.from_config({**config, "text_config": {**text, "quantization_config": {"quant_method": "gptq"}}}, id="x")
+
+
 def test_a_config_alone_needs_torch(tmp_path: Path, no_torch: None) -> None:
     error = refused(write(tmp_path, LLAMA))
     assert isinstance(error, meta.NoTorchError)

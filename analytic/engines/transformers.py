@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from analytic.engines.activations import Peak, decode_peak, prefill_peak
 from analytic.engines.workspace import (
@@ -153,39 +154,28 @@ def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) 
 
 def _phases(share: Share, request: Request, dtype: str) -> list[_Phase]:
     """Prefill, and the last decode step where there is one."""
-    prompt, batch, size = request.prompt_tokens, request.batch_size, itemsize(dtype)
-    forward = prefill_peak(
-        share.geometry,
-        batch_size=batch,
-        prompt_tokens=prompt,
-        itemsize=size,
-        attention=request.attention,
-        padded=request.padded,
-    )
-    prefill = _Phase(
-        name="prefill",
-        state_bytes=_state(share.geometry, request, dtype, prompt),
-        activations=forward,
-        temporaries=_temporaries(share, request, dtype, batch * prompt, forward.moment),
-    )
+    geometry, batch, prompt = share.geometry, request.batch_size, request.prompt_tokens
+    end = cached_tokens(**_tokens(request))
+    run: dict[str, Any] = {
+        "batch_size": batch,
+        "itemsize": itemsize(dtype),
+        "attention": request.attention,
+        "padded": request.padded,
+    }
+
+    def phase(name: str, tokens: int, rows: int, peak: Peak, floor: int) -> _Phase:
+        return _Phase(
+            name=name,
+            state_bytes=_state(geometry, request, dtype, tokens),
+            activations=_at_least(peak, floor),
+            temporaries=_temporaries(share, request, dtype, rows, peak.moment),
+        )
+
+    prefill = phase("prefill", prompt, batch * prompt, prefill_peak(geometry, prompt_tokens=prompt, **run), 0)
     if request.output_tokens == 1:
         return [prefill]
-    context = cached_tokens(**_tokens(request))
-    step = decode_peak(
-        share.geometry,
-        batch_size=batch,
-        context_tokens=context,
-        itemsize=size,
-        attention=request.attention,
-        padded=request.padded,
-    )
-    decode = _Phase(
-        name="decode",
-        state_bytes=_state(share.geometry, request, dtype, context),
-        activations=_at_least(step, _growth(share.geometry, request, size, context)),
-        temporaries=_temporaries(share, request, dtype, batch, step.moment),
-    )
-    return [prefill, decode]
+    growth = _growth(geometry, request, itemsize(dtype), end)
+    return [prefill, phase("decode", end, batch, decode_peak(geometry, context_tokens=end, **run), growth)]
 
 
 def _growth(geometry: Geometry, request: Request, size: int, context: int) -> int:

@@ -26,7 +26,8 @@ def from_config(config: Mapping[str, Any], *, id: str, source: Source = "meta", 
     Raises:
         UllageError: torch or transformers is missing, or cannot build it.
     """
-    quantization_of(config)
+    if native := quantization_of(config):
+        config = {**config, "quantization_config": native}
     architecture, tensors = _cached(config)
     return Model(
         id=id,

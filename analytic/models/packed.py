@@ -208,6 +208,10 @@ def _bnb_bits(native: Mapping[str, Any]) -> int:
     return 4 if native.get("load_in_4bit") else 8
 
 
+def _modelopt_bits(native: Mapping[str, Any]) -> int | None:
+    return None if native.get("quant_algo") == "FP8" else 4
+
+
 def _compressed_bits(native: Mapping[str, Any]) -> int | None:
     """The one width of all groups that are packed into integers; None where none is."""
     groups = native.get("config_groups")
@@ -239,6 +243,15 @@ _BITS: dict[str, Callable[[Mapping[str, Any]], int | None]] = {
     "auto-round": _given_bits,
     "bitsandbytes": _bnb_bits,
     "compressed-tensors": _compressed_bits,
-    "modelopt": lambda _: 4,
+    "modelopt": _modelopt_bits,
 }
 """Bits of one weight in the packed integers of a method; None where nothing is packed."""
+
+
+def weight_bits(native: Mapping[str, Any]) -> int:
+    """Bits of one weight of a published ``quantization_config``; what is not packed has eight.
+
+    Raises:
+        UllageError: a width that cannot be meant.
+    """
+    return _BITS[str(native["quant_method"])](native) or 8

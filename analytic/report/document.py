@@ -1,17 +1,27 @@
 """Answers as JSON documents: the contract that other programs read (schema_version 1)."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from analytic.estimator import NOT_MODELED, SCHEMA_VERSION, Estimate
+from analytic.estimator import NOT_MODELED, Estimate
+from analytic.hardware import Gpu
 from analytic.ledger import Ledger
+from analytic.models.catalog import Entry
 from analytic.quantity import Quantity
 from analytic.rule import Rule
+
+SCHEMA_VERSION = "1"
 
 
 def rule_document(rule: Rule) -> dict[str, Any]:
     """``ullage rule --json``."""
     return {"schema_version": SCHEMA_VERSION} | asdict(rule)
+
+
+def table_document(name: str, rows: Iterable[Gpu | Entry]) -> dict[str, Any]:
+    """``ullage gpus --json`` and ``ullage models --json``."""
+    return {"schema_version": SCHEMA_VERSION, name: [asdict(row) for row in rows]}
 
 
 def estimate_document(answer: Estimate) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from analytic.estimator import Estimate
 from analytic.hardware import Gpu
-from analytic.ledger import COMPONENTS, Ledger
+from analytic.ledger import COMPONENTS
 from analytic.models.catalog import Entry
 from analytic.quantity import GiB, Quantity
 from analytic.rule import Rule, published_misprint
@@ -47,9 +47,8 @@ def print_estimate(answer: Estimate, console: Console) -> None:
     """Assumptions and verdict, the ledger of the fullest GPU, then what would help and what to know."""
     console.print(Text.assemble(_assumptions(answer), (_verdict(answer), _colour(answer))), soft_wrap=False)
     console.print()
-    for title, row in _shown(answer):
-        _print_ledger(title, row, answer.capacity_bytes, console)
-    if len(answer.ledgers) > 1:
+    _print_ledger(answer, console)
+    if answer.gpus > 1:
         _print_split(answer, console)
     _print_notes(answer, console)
 
@@ -86,17 +85,15 @@ def _colour(answer: Estimate) -> str:
     return "bold yellow" if not answer.is_certain else "bold green" if answer.fits else "bold red"
 
 
-def _shown(answer: Estimate) -> Iterable[tuple[str, Ledger]]:
-    several = f"fullest of {len(answer.ledgers)} GPUs, " if len(answer.ledgers) > 1 else ""
-    yield f"{several}peak in {answer.fullest.phase} ({answer.fullest.moment})", answer.fullest
-
-
-def _print_ledger(title: str, row: Ledger, capacity: int | None, console: Console) -> None:
+def _print_ledger(answer: Estimate, console: Console) -> None:
+    row = answer.fullest
+    several = f"fullest of {answer.gpus} GPUs, " if answer.gpus > 1 else ""
+    title = f"{several}peak in {row.phase} ({row.moment})"
     table = Table(box=None, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="dim")
     columns = [column for column, width in _LEDGER_COLUMNS.items() if console.width >= width]
     for name in columns:
         table.add_column(name, justify="right" if name in ("GiB", "low", "high") else "left", no_wrap=True)
-    scale = max(capacity or 0, row.device.bytes)
+    scale = max(answer.capacity_bytes or 0, row.device.bytes)
 
     def add(name: str, quantity: Quantity, start: int, style: str = "") -> None:
         cells = (name, *_cells(quantity), _bar(start, quantity.bytes, scale, console))
