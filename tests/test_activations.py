@@ -110,7 +110,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi": LLAMA,
     "phi3": LLAMA | {"pad_token_id": 0},
     "gpt2": GPT2,
-    "gptj": GPT2 | {"rotary_dim": 16},
+    "gptj": GPT2 | {"rotary_dim": 8},
     "gpt_neox": ALL_HEADS,
     "opt": ALL_HEADS | {"ffn_dim": 896, "word_embed_proj_dim": 320, "pad_token_id": 1},
     "bloom": {"vocab_size": 640, "hidden_size": 320, "n_layer": 3, "n_head": 10},

@@ -52,10 +52,6 @@ class Need:
     """A fused kernel's logsumexp: heads x 4."""
     new_v: int = 0
     """The values of the whole context, concatenated and not yet in the cache."""
-    repeated: int = 0
-    """Keys and values of the whole context, repeated to all heads (grouped queries only)."""
-    mask: int = 0
-    """Query x context x e, a boolean mask made additive."""
     o_wide: int = 0
     """A memory-efficient kernel's fp32 sums, heads x v_head_dim x 4: only of heads wider than 256, not in fp32."""
     p: int = 0
@@ -96,7 +92,8 @@ class Family:
     keys32: bool = False
     """Whether eager attention casts the whole context's keys to fp32."""
     eager_held: int = 1
-    """Attention weights [B,h,S,L] that eager attention leaves alive during the feed-forward."""
+    """Attention weights [B,h,S,L] that eager attention leaves alive during the feed-forward: its own, and those of the
+    layer before where layers return them."""
     norm: Need = Need(h32=2)
     """Temporaries of a norm over the residual stream."""
     before_norm: int = 2
@@ -109,10 +106,10 @@ class Family:
     """Bytes an element of these tables; None is the model's dtype."""
     rope_fraction: float = 1.0
     """Share of a head that is rotated (the family's usual value)."""
+    repeats_rope_table: bool = False
+    """Whether attention repeats the fp32 table of all positions for every sequence."""
     sdpa: bool = True
     """Whether the family can use fused attention; else it runs eager."""
-    sdpa_math: bool = False
-    """Whether its fused call falls back to the math kernel under multi-query attention."""
     logits: int = 1
     """Copies of [B,V] in the model's dtype as the logits are scaled or capped."""
     router32: bool = False
@@ -160,7 +157,7 @@ GELU_NEW = Need(i=4)
 """activations.py NewGELU: its input and three products."""
 
 LLAMA = Family(attention=ROTATE)
-MOE = replace(LLAMA)
+MOE = LLAMA
 LAYER_NORM = Need(h=1)
 GEMMA4 = replace(
     MOE,
@@ -178,10 +175,8 @@ GLM = replace(
     LLAMA,
     ff=Need(i=4),
     attention=PARTIAL,
-    kept=Need(q=2, k=1, q_rot=1),
     kernel=Need(o=2, lse=1),
     rope_fraction=0.5,
-    tolerance_fraction=0.09,
 )
 PHI = replace(
     LLAMA,
@@ -216,12 +211,13 @@ FALCON = Family(
     norm=LAYER_NORM,
 )
 GPTJ = Family(
-    before_ff=3,
     ff=GELU_NEW,
     attention=PARTIAL,
     kept=Need(q=3, q32=1),
     keys32=True,
-    tolerance_fraction=0.75,
+    eager_held=2,
+    rope_fraction=0.25,
+    repeats_rope_table=True,
     norm=LAYER_NORM,
     eager=Need(w=1, w32=2),
     eager_repeats=False,
@@ -229,7 +225,7 @@ GPTJ = Family(
     sdpa=False,
 )
 BLOOM = Family(
-    ff=GELU_NEW,
+    ff=Need(i=5),
     attention=PLAIN,
     kept=Need(q=1, k=1, v=1),
     norm=LAYER_NORM,
@@ -237,7 +233,7 @@ BLOOM = Family(
     eager_repeats=False,
     rope_tables=0,
     sdpa=False,
-    tolerance_fraction=0.35,
+    eager_held=2,
 )
 NEMOTRON_H = Family(attention=PLAIN, ff=Need(i=2), expert=Need(i=2), rope_tables=0, router32=True)
 
@@ -257,16 +253,14 @@ FAMILIES: dict[str, Family] = {
     "gemma4_text": GEMMA4,
     "qwen3": replace(LLAMA, attention=QK_NORM + ROTATE),
     "starcoder2": replace(LLAMA, ff=GELU, norm=LAYER_NORM),
-    "nemotron": replace(LLAMA, ff=Need(i=3), attention=PARTIAL, norm=LAYER_NORM, rope_fraction=0.5),
+    "nemotron": replace(LLAMA, attention=PARTIAL, norm=LAYER_NORM, rope_fraction=0.5),
     "olmo": replace(LLAMA, attention=ROTATE32, rope_itemsize=4),
     "olmo2": replace(LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2),
-    "olmo3": replace(
-        LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2, tolerance_fraction=0.04
-    ),
+    "olmo3": replace(LLAMA, attention=ROTATE32, rope_itemsize=4, before_attention=1, before_ff=2),
     "cohere": replace(LLAMA, logits=2, attention=(*ROTATE32, Need(q=1, k=1, v=1, q32=3, q_cast=1, k_cast=1))),
     "ernie4_5": replace(LLAMA, attention=ROTATE32, rope_itemsize=4),
     "apertus": replace(LLAMA, ff=Need(i=5, i_bool=1)),
-    "phi3": replace(LLAMA, ff=Need(i=4), tolerance_fraction=0.08),
+    "phi3": replace(LLAMA, ff=Need(i=4), attention=FUSED, kept=Need(q=2, k=1, v=1)),
     "phi": PHI,
     "glm": GLM,
     "glm4": GLM,
@@ -279,21 +273,18 @@ FAMILIES: dict[str, Family] = {
         kept=Need(q=2, k=1, v=1),
         kernel=Need(o=2, lse=1),
         norm=LAYER_NORM,
-        tolerance_fraction=0.05,
     ),
     "mixtral": MOE,
     "olmoe": replace(MOE, attention=QK_NORM + ROTATE),
     "qwen3_moe": replace(MOE, attention=QK_NORM + ROTATE),
     "qwen2_moe": replace(MOE, shared_first=1, tolerance_fraction=0.06),
     "granitemoe": replace(MOE, logits=2),
-    "deepseek_v2": replace(MOE, tolerance_fraction=0.22),
+    "deepseek_v2": replace(MOE, router32=True, tolerance_fraction=0.04),
     "deepseek_v3": replace(MOE, router32=True, tolerance_fraction=0.04),
     "glm4_moe": replace(GLM, router32=True, ff=Need(i=3)),
     "minimax_m2": replace(MOE, router32=True),
     "phimoe": replace(MOE, norm=LAYER_NORM),
-    "llama4_text": replace(
-        MOE, every_expert=True, before_ff=4, rope_tables=1, rope_itemsize=4, eager=Need(w=3), tolerance_fraction=0.05
-    ),
+    "llama4_text": replace(MOE, every_expert=True, before_ff=4, rope_tables=1, rope_itemsize=4, eager=Need(w=3)),
     "falcon": FALCON,
     "bloom": BLOOM,
     "gptj": GPTJ,

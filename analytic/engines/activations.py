@@ -157,7 +157,7 @@ def _family(geometry: Geometry) -> Family:
     except KeyError:
         raise UllageError(
             f"no activation model for model_type {geometry.model_type!r}",
-            hint="known families are the rows of analytic/engines/activation_families.py",
+            hint="`ullage models` lists models of the known families",
         ) from None
 
 
@@ -316,11 +316,14 @@ def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixe
     values = cached * mixer.v_head_dim * run.itemsize
     if run.decode and mixer.window_tokens is not None:  # both are replaced only after both have grown
         values += cached * mixer.head_dim * run.itemsize
+    table = 4 * int(mixer.head_dim * family.rope_fraction) * (geometry.max_position_embeddings or 0)
+    held = _Form(rows=table * family.repeats_rope_table)
+    earlier = _Form(pairs=(family.eager_held - 1) * mixer.heads * run.itemsize * run.eager)
     for need in family.attention:
-        yield _Form(tokens=_per_token(need, sizes), context=need.new_v * values)
+        yield held + earlier + _Form(tokens=_per_token(need, sizes), context=need.new_v * values)
     grouped = 1 < mixer.kv_heads < mixer.heads
     repeated = mixer.heads * (mixer.head_dim + mixer.v_head_dim) * run.itemsize * grouped
-    kept = _Form(tokens=_per_token(family.kept, sizes))
+    kept = held + _Form(tokens=_per_token(family.kept, sizes))
     if run.eager:
         keys32 = 4 * mixer.kv_heads * mixer.head_dim * (family.keys32 and run.itemsize != 4)
         copies = _Form(context=repeated * family.eager_repeats + keys32)
@@ -382,7 +385,7 @@ def _recurrent(geometry: Geometry, family: Family, run: _Run, mixer: Recurrent) 
     if mixer.heads is None or mixer.chunk_tokens is None:
         raise UllageError(
             f"no activation model for the {mixer.kind} layers of model_type {geometry.model_type!r}",
-            hint="known families are the rows of analytic/engines/activation_families.py",
+            hint="`ullage models` lists models of the known families",
         )
     if run.decode:
         return _Form(rows=4 * 3 * mixer.state_elements + 2 * run.itemsize * mixer.conv_channels * mixer.conv_kernel)
