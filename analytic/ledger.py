@@ -25,20 +25,46 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """One phase of serving: what is allocated at its peak beside the weights and what libraries keep."""
+
+    name: Literal["prefill", "decode"]
+    moment: str
+    """What sets the activation peak ("mlp", "attention", "logits"…)."""
+    sequence_state: Quantity
+    activations: Quantity
+    temporaries: Quantity
+    """What quantised matrices need while they are multiplied, beside the activation peak."""
+
+    @property
+    def transient(self) -> Quantity:
+        """Everything that goes again when the phase ends."""
+        return self.activations + self.temporaries
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.sequence_state.bytes + self.activations.bytes + self.temporaries.bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
     """One GPU at its peak."""
 
     rank: str = "tp0/pp0"
-    phase: Literal["prefill", "decode"]
-    """The phase in which the peak falls."""
-    moment: str
-    """What sets the activation peak ("mlp", "attention", "logits"…)."""
+    phases: tuple[Phase, ...]
+    """Prefill, and the last decode step where there is one."""
     components: dict[Component, Quantity]
     load_peak: Quantity
     """Allocated bytes while loading; can exceed what serving needs."""
     parts: tuple[Part, ...] = ()
     layers: tuple[int, int] | None = None
     """First layer and one past the last layer that live on this GPU."""
+
+    @property
+    def peak(self) -> Phase:
+        """The phase in which the peak falls."""
+        return max(self.phases, key=lambda phase: phase.bytes)
 
     @property
     def allocated(self) -> Quantity:

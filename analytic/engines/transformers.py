@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from analytic.engines.activations import Peak, decode_peak, prefill_peak
 from analytic.engines.workspace import (
@@ -13,7 +13,7 @@ from analytic.engines.workspace import (
 )
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
-from analytic.ledger import Component, Ledger, Part
+from analytic.ledger import Component, Ledger, Part, Phase
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.placement import Span
@@ -59,19 +59,6 @@ class Share:
     """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Phase:
-    name: str
-    state_bytes: int
-    activations: Peak
-    temporaries: Bounds
-    """What quantised matrices need while they are multiplied, beside the activation peak."""
-
-    @property
-    def bytes(self) -> int:
-        return self.state_bytes + self.activations.bytes + self.temporaries.bytes
-
-
 def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Ledger:
     """The ledger of a GPU that holds ``share`` of a model."""
     phases = _phases(share, request, dtype)
@@ -79,15 +66,14 @@ def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Le
     fixed, workspace_parts = _workspace(share, gpu)
     held: dict[Component, Quantity] = {
         "weights": exact(share.weights_bytes),
-        "sequence_state": exact(peak.state_bytes),
-        "activations": _traced(peak.activations),
-        "workspace": fixed + bounded(*peak.temporaries, "traced"),
+        "sequence_state": peak.sequence_state,
+        "activations": peak.activations,
+        "workspace": fixed + peak.temporaries,
     }
     context = _context(gpu)
     room = None if gpu is None else _room(gpu, [*held.values(), context])
     return Ledger(
-        phase="prefill" if peak.name == "prefill" else "decode",
-        moment=peak.activations.moment,
+        phases=phases,
         components={
             **held,
             "allocator_slack": _slack(phases, share, _outgrown_bytes(share.geometry, request, itemsize(dtype)), room),
@@ -152,7 +138,7 @@ def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) 
     )
 
 
-def _phases(share: Share, request: Request, dtype: str) -> list[_Phase]:
+def _phases(share: Share, request: Request, dtype: str) -> tuple[Phase, ...]:
     """Prefill, and the last decode step where there is one."""
     geometry, batch, prompt = share.geometry, request.batch_size, request.prompt_tokens
     end = cached_tokens(**_tokens(request))
@@ -163,19 +149,20 @@ def _phases(share: Share, request: Request, dtype: str) -> list[_Phase]:
         "padded": request.padded,
     }
 
-    def phase(name: str, tokens: int, rows: int, peak: Peak, floor: int) -> _Phase:
-        return _Phase(
+    def phase(name: Literal["prefill", "decode"], tokens: int, rows: int, peak: Peak) -> Phase:
+        return Phase(
             name=name,
-            state_bytes=_state(geometry, request, dtype, tokens),
-            activations=_at_least(peak, floor),
-            temporaries=_temporaries(share, request, dtype, rows, peak.moment),
+            moment=peak.moment,
+            sequence_state=exact(_state(geometry, request, dtype, tokens)),
+            activations=_traced(peak),
+            temporaries=bounded(*_temporaries(share, request, dtype, rows, peak.moment), "traced"),
         )
 
-    prefill = phase("prefill", prompt, batch * prompt, prefill_peak(geometry, prompt_tokens=prompt, **run), 0)
+    prefill = phase("prefill", prompt, batch * prompt, prefill_peak(geometry, prompt_tokens=prompt, **run))
     if request.output_tokens == 1:
-        return [prefill]
-    growth = _growth(geometry, request, itemsize(dtype), end)
-    return [prefill, phase("decode", end, batch, decode_peak(geometry, context_tokens=end, **run), growth)]
+        return (prefill,)
+    step = decode_peak(geometry, context_tokens=end, **run)
+    return prefill, phase("decode", end, batch, _at_least(step, _growth(geometry, request, itemsize(dtype), end)))
 
 
 def _growth(geometry: Geometry, request: Request, size: int, context: int) -> int:
@@ -243,7 +230,7 @@ def _room(gpu: Gpu, held: list[Quantity]) -> tuple[int, int]:
     return gpu.total_bytes - sum(q.bytes for q in held), gpu.total_bytes - sum(q.high_bytes for q in held)
 
 
-def _slack(phases: list[_Phase], share: Share, outgrown: int, room: tuple[int, int] | None) -> Quantity:
+def _slack(phases: tuple[Phase, ...], share: Share, outgrown: int, room: tuple[int, int] | None) -> Quantity:
     """The most that is reserved beyond the most that is allocated.
 
     Segments that the cache outgrew stay beside it, where they take up what prefill has freed; when the GPU has no
@@ -251,8 +238,8 @@ def _slack(phases: list[_Phase], share: Share, outgrown: int, room: tuple[int, i
     """
     first, last = phases[0], phases[-1]
     limits = zip(GROWN_SLACK, GROWN_SLACK_LIMIT, strict=True)
-    grown = [round(min(part * outgrown, limit * last.state_bytes)) for part, limit in limits]
-    resting = [[round(part * phase.state_bytes) for phase in phases] for part in RESTING_SLACK]
+    grown = [round(min(part * outgrown, limit * last.sequence_state.bytes)) for part, limit in limits]
+    resting = [[round(part * phase.sequence_state.bytes) for phase in phases] for part in RESTING_SLACK]
     peak = max(phase.bytes for phase in phases)
     ended = last.bytes + resting[0][-1]
     stays = max(first.bytes + resting[0][0], ended) - peak

@@ -80,7 +80,7 @@ def _gpu(answer: Estimate, row: Ledger) -> dict[str, Any]:
     return {
         "rank": row.rank,
         "layers": None if row.layers is None else list(row.layers),
-        "peak": {"phase": row.phase, "moment": row.moment},
+        "peak": {"phase": row.peak.name, "moment": row.peak.moment},
         "components": {name: _quantity(quantity) for name, quantity in row.components.items()},
         "parts": [asdict(part) for part in row.parts],
         "totals": {

@@ -88,7 +88,7 @@ def _colour(answer: Estimate) -> str:
 def _print_ledger(answer: Estimate, console: Console) -> None:
     row = answer.fullest
     several = f"fullest of {answer.gpus} GPUs, " if answer.gpus > 1 else ""
-    title = f"{several}peak in {row.phase} ({row.moment})"
+    title = f"{several}peak in {row.peak.name} ({row.peak.moment})"
     table = Table(box=None, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="dim")
     columns = [column for column, width in _LEDGER_COLUMNS.items() if console.width >= width]
     for name in columns:
