@@ -55,6 +55,8 @@ class Ledger:
     phases: tuple[Phase, ...]
     """Prefill, and the last decode step where there is one."""
     components: dict[Component, Quantity]
+    retained: Quantity
+    """The part of the workspace that stays after a request: library workspaces, rounding, rotary tables."""
     load_peak: Quantity
     """Allocated bytes while loading; can exceed what serving needs."""
     parts: tuple[Part, ...] = ()

@@ -79,6 +79,7 @@ def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Le
             "allocator_slack": _slack(phases, share, _outgrown_bytes(share.geometry, request, itemsize(dtype)), room),
             "context": context,
         },
+        retained=fixed,
         load_peak=_load_peak(share),
         parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries.bytes)),
     )
