@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Parameter
 
+from analytic.console import Flag, Output, Whole, show
 from analytic.errors import UllageError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from rich.console import Console
 
 app = App(
     name="ullage",
@@ -23,18 +19,8 @@ app = App(
     version=lambda: _version(),
 )
 
-DOES_NOT_FIT = 3
+DOES_NOT_FIT = OUTSIDE_TOLERANCE = 3
 """Exit code of an answer that is no."""
-
-
-def _whole(_: Any, tokens: Sequence[Token]) -> int:
-    text = tokens[0].value
-    if not text.removeprefix("-").isdecimal():
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-_WHOLE = Parameter(converter=_whole)
 
 
 @app.command
@@ -42,10 +28,10 @@ def rule(
     parameters: str,
     /,
     *,
-    bits: Annotated[int, _WHOLE] = 16,
+    bits: Whole = 16,
     gpu_memory: str = "80GB",
     overhead: str = "0.2",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Flag = False,
 ) -> int:
     """The classic six-step rule of thumb, its quantisation step put right.
 
@@ -71,14 +57,7 @@ def rule(
         gpu_memory_bytes=parse_bytes(gpu_memory, what="--gpu-memory"),
         overhead=overhead,
     )
-    if json:
-        from analytic.report.document import rule_document
-
-        _print_json(rule_document(answer))
-    else:
-        from analytic.report.text import print_rule
-
-        _print(print_rule, answer)
+    show(answer, json=json, document="report.document:rule_document", text="report.text:print_rule")
     return 0
 
 
@@ -91,20 +70,20 @@ def estimate(
     gpu_memory: str | None = None,
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
     quantization: Literal["bnb-nf4", "bnb-fp4", "bnb-int8", "none"] | None = None,
-    double_quant: Annotated[bool, Parameter(negative="")] = False,
+    double_quant: Flag = False,
     compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    batch_size: Annotated[int, _WHOLE] = 1,
+    batch_size: Whole = 1,
     prompt_tokens: str = "2048",
     output_tokens: str = "256",
-    padded: Annotated[bool, Parameter(negative="")] = False,
+    padded: Flag = False,
     attention: Literal["sdpa", "eager"] = "sdpa",
     engine: Literal["transformers"] = "transformers",
-    pipeline_parallel_size: Annotated[int | None, _WHOLE, Parameter(alias="-pp")] = None,
+    pipeline_parallel_size: Annotated[Whole | None, Parameter(alias="-pp")] = None,
     gpu_memory_utilization: float = 1.0,
     revision: str | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    output: Annotated[str | None, Parameter(alias="-o")] = None,
+    json: Flag = False,
+    output: Output = None,
 ) -> int:
     """Every component of the memory that serving MODEL needs, per GPU, with bounds.
 
@@ -170,23 +149,18 @@ def estimate(
         attention=attention,
         gpu_memory_utilization=gpu_memory_utilization,
     )
-    if json or output is not None:
-        from analytic.report.document import estimate_document
-
-        document = estimate_document(answer)
-        if output is not None:
-            _write_json(document, output)
-        if json:
-            _print_json(document)
-    if not json:
-        from analytic.report.text import print_estimate
-
-        _print(print_estimate, answer)
+    show(
+        answer,
+        json=json,
+        output=output,
+        document="report.document:estimate_document",
+        text="report.text:print_estimate",
+    )
     return DOES_NOT_FIT if answer.fits is False else 0
 
 
 @app.command
-def gpus(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def gpus(*, json: Flag = False) -> int:
     """The GPU table: what the driver reports, with a source a row.
 
     Parameters
@@ -196,19 +170,12 @@ def gpus(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     """
     from analytic.hardware import gpus as table
 
-    if json:
-        from analytic.report.document import table_document
-
-        _print_json(table_document("gpus", table()))
-    else:
-        from analytic.report.text import print_gpus
-
-        _print(print_gpus, table())
+    show(table(), json=json, document="report.document:gpus_document", text="report.text:print_gpus")
     return 0
 
 
 @app.command
-def models(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def models(*, json: Flag = False) -> int:
     """The shipped catalogue of models.
 
     Parameters
@@ -218,15 +185,58 @@ def models(*, json: Annotated[bool, Parameter(negative="")] = False) -> int:
     """
     from analytic.models.catalog import entries
 
-    if json:
-        from analytic.report.document import table_document
-
-        _print_json(table_document("models", entries()))
-    else:
-        from analytic.report.text import print_models
-
-        _print(print_models, entries())
+    show(entries(), json=json, document="report.document:models_document", text="report.text:print_models")
     return 0
+
+
+app.command("profiler.commands:profile", help="Load MODEL, generate, and measure what was really allocated.")
+app.command("profiler.commands:sweep", help="Measure every case of a matrix, the most valuable first.")
+
+
+@app.command
+def compare(
+    *results: Path,
+    figure: tuple[str, ...] = (),
+    fail_over: str | None = None,
+    scoreboard: Path | None = None,
+    json: Flag = False,
+    output: Output = None,
+) -> int:
+    """The estimate beside every measurement of its own request, component by component, worst first.
+
+    Parameters
+    ----------
+    results
+        Files and folders of measurements (default: results/).
+    figure
+        Only this component or total; can be given again.
+    fail_over
+        Exit with 3 if an error is larger than this: 2% or 0.02.
+    scoreboard
+        Write the summary as Markdown to this file.
+    json
+        Print one JSON document.
+    output
+        Write the JSON document to this file.
+    """
+    from analytic.compare import compare as lay_side_by_side
+    from analytic.measurement import read_measurements
+    from analytic.quantity import parse_fraction
+
+    tolerance = None if fail_over is None else parse_fraction(fail_over, what="--fail-over")
+    found = lay_side_by_side(read_measurements(results or (Path("results"),)), figures=figure)
+    if scoreboard is not None:
+        from analytic.report.compare import write_scoreboard
+
+        write_scoreboard(found, scoreboard)
+    show(
+        found,
+        json=json,
+        output=output,
+        document="report.compare:comparison_document",
+        text="report.compare:print_comparison",
+    )
+    return OUTSIDE_TOLERANCE if tolerance is not None and found.beyond(tolerance) else 0
 
 
 def _version() -> str:
@@ -246,52 +256,11 @@ def _gpu(name: str | None, memory: str | None) -> Any:
     return custom_gpu(parse_bytes(memory, what="--gpu-memory"))
 
 
-def _print(render: Callable[[Any, Console], None], answer: object) -> None:
-    from rich.console import Console
-
-    class Terminal(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    with _standard_output():
-        render(answer, Terminal(highlight=False))
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    from json import dumps
-
-    with _standard_output():
-        print(dumps(document, indent=1))
-
-
-@contextmanager
-def _standard_output() -> Iterator[None]:
-    """A reader that has seen enough changes no exit code; a full disk is an error."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise UllageError(f"standard output: cannot be written: {error.strerror}") from error
-
-
-def _write_json(document: dict[str, Any], path: str) -> None:
-    from json import dumps
-    from pathlib import Path
-
-    if not path:
-        raise UsageError("--output names no file", hint="write -o estimate.json")
-    try:
-        Path(path).write_text(dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UllageError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command; a known error is one line and a hint on stderr."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made for a while goes away
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except UllageError as error:

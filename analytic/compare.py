@@ -96,14 +96,21 @@ class Comparison:
         return tuple(row for row in self.rows if _size(row) > tolerance_fraction)
 
 
-def compare(measurements: Iterable[Measurement]) -> Comparison:
+def compare(measurements: Iterable[Measurement], *, figures: Iterable[str] = ()) -> Comparison:
     """Estimate each measurement's own request and lay the two side by side.
 
+    Args:
+        measurements: what was measured.
+        figures: those of FIGURES to compare; none means all.
+
     Raises:
-        UllageError: a measurement's model, request or GPU cannot be estimated.
+        UllageError: a measurement's model, request or GPU cannot be estimated, or a figure is unknown.
     """
+    asked = tuple(figures)
+    if unknown := sorted({*asked} - {*FIGURES}):
+        raise UsageError(f"--figure: {unknown[0]!r} is not known", hint=f"one of {', '.join(FIGURES)}")
     whole = tuple(measurements)
-    rows = [row for measurement in whole for row in _rows(measurement)]
+    rows = [row for measurement in whole for row in _rows(measurement) if row.figure in (asked or FIGURES)]
     compared = {id(row.measurement) for row in rows}
     return Comparison(
         rows=tuple(sorted(rows, key=_size, reverse=True)),

@@ -243,10 +243,19 @@ def write_measurement(measurement: Measurement, file: Path) -> None:
     Raises:
         UllageError: the folder or file cannot be written.
     """
+    write_record(measurement_document(measurement), file)
+
+
+def write_record(document: Mapping[str, Any], file: Path) -> None:
+    """Write any record atomically.
+
+    Raises:
+        UllageError: the folder or file cannot be written.
+    """
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(measurement_document(measurement), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -120,3 +120,15 @@ def _parse(text: str, units: dict[str, int], what: str, example: str, *, fold: b
     if not 0 < value <= _LARGEST:
         raise UsageError(f"{what}: {text!r} must be more than 0 and at most 10^18", hint=f"write it like {example}")
     return value
+
+
+def parse_fraction(text: str, *, what: str) -> float:
+    """``2%`` or ``0.02`` as 0.02.
+
+    Raises:
+        UsageError: ``text`` is no number from 0 on.
+    """
+    number, percent = (text.strip()[:-1], 100) if text.strip().endswith("%") else (text, 1)
+    if not re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?\s*", number):
+        raise UsageError(f"{what}: {text!r} is not a share", hint="write it like 2% or 0.02")
+    return float(number) / percent

@@ -19,7 +19,7 @@ from analytic.errors import UllageError
 from analytic.models.inventory import TensorGroup, parameters
 from analytic.models.roles import role_of
 
-_BUILT_AS = {"kimi_k2": "deepseek_v3"}
+BUILT_AS = {"kimi_k2": "deepseek_v3"}
 """Published model types whose checkpoints name another type's classes as their architecture."""
 
 _AS_STORED = "give the checkpoint's safetensors beside its config: they are counted as stored"
@@ -56,9 +56,9 @@ def build(config: Mapping[str, Any]) -> Any:
     plain = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
     model_type = str(config["model_type"])
     try:
-        resolved = transformers.AutoConfig.for_model(_BUILT_AS.get(model_type, model_type), **plain)
+        resolved = transformers.AutoConfig.for_model(BUILT_AS.get(model_type, model_type), **plain)
         with torch.device("meta"):
-            return _model_class(resolved)._from_config(resolved, dtype=torch.bfloat16)
+            return model_class(resolved)._from_config(resolved, dtype=torch.bfloat16)
     except UllageError:
         raise
     except Exception as error:
@@ -72,7 +72,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _model_class(config: Any) -> Any:
+def model_class(config: Any) -> Any:
+    """The class that a transformers ``config`` names as its architecture, or the one that generates text for its type.
+
+    Raises:
+        UllageError: the installed transformers has no such class, or it does not generate text.
+    """
     causal = transformers.AutoModelForCausalLM._model_mapping
     default = causal.get(type(config), None)
     name = next(iter(config.architectures or ()), None)

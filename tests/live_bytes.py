@@ -1,8 +1,4 @@
-"""Live bytes of a real run: what transformers' ``generate`` holds at its peak, storage by storage.
-
-Every tensor storage that an operation returns is followed from birth to death. Parameters and buffers are left out;
-what the cache holds at that moment is apart, so that ``Phase.activation_bytes`` is what the closed forms estimate.
-"""
+"""Peaks of a real ``generate`` on the CPU, and what was live at them: prefill and the first decode step, apart."""
 
 import re
 import sys
@@ -14,29 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-
-@dataclass(frozen=True, slots=True)
-class LiveStorage:
-    """A storage that was live at a peak: its bytes, and the tensor and the operation it was born as."""
-
-    storage_bytes: int
-    shape: tuple[int, ...]
-    dtype: str
-    op: str
-    where: str
+from profiler.live_bytes import LiveBytes, LiveStorage, cache_storages
 
 
 @dataclass(slots=True)
-class Phase:
+class Peak:
     """The peak of one forward: live bytes without weights and without the cache as stored at that moment."""
 
     activation_bytes: int = 0
     cache_bytes: int = 0
     live: list[LiveStorage] = field(default_factory=list)
-    by_module: dict[str, "Phase"] = field(default_factory=dict)
+    by_module: dict[str, "Peak"] = field(default_factory=dict)
     """The same peak within each module name (``self_attn``, ``mlp``, ``lm_head``, …); only when explaining."""
 
     def table(self, least_bytes: int = 0) -> str:
@@ -61,70 +46,45 @@ def _caller() -> str:
     return ""
 
 
-class LiveBytes(TorchDispatchMode):
-    """Follows storages; ``enter_phase`` starts a new peak without forgetting what is live."""
+class ExplainedBytes(LiveBytes):
+    """Live bytes beside the cache, as a peak for each forward; ``enter`` starts a new one."""
 
-    def __init__(self, ignored: Iterator[torch.Tensor], cache: Callable[[], Any], *, explain: bool = False) -> None:
-        super().__init__()
-        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+    def __init__(self, resident: Iterator[torch.Tensor], cache: Callable[[], Any], *, explain: bool = False) -> None:
+        super().__init__(resident)
         self._cache = cache
         self._explain = explain
-        self._live: dict[int, LiveStorage] = {}
-        self._live_bytes = 0
-        self.phases: list[Phase] = []
+        self.peaks: list[Peak] = []
         self.modules: list[str] = []
 
-    def enter_phase(self) -> None:
-        self.phases.append(Phase())
+    def enter(self) -> None:
+        self.peaks.append(Peak())
 
-    def follow(self, tensor: torch.Tensor, op: str) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._live or key in self._ignored or storage.nbytes() == 0:
-            return
+    def born(self, storage_bytes: int, tensor: torch.Tensor, op: str) -> LiveStorage:
         where = _caller() if self._explain else ""
-        self._live[key] = LiveStorage(storage.nbytes(), tuple(tensor.shape), str(tensor.dtype)[6:], op, where)
-        self._live_bytes += storage.nbytes()
-        weakref.finalize(storage, self._forget, key)
+        return LiveStorage(storage_bytes, tuple(tensor.shape), str(tensor.dtype)[6:], op, where)
 
-    def _forget(self, key: int) -> None:
-        self._live_bytes -= self._live.pop(key).storage_bytes
-
-    def _cached(self) -> set[int]:
-        layers = getattr(self._cache(), "layers", [])
-        held = [value for layer in layers for value in tree_iter(vars(layer)) if isinstance(value, torch.Tensor)]
-        return {key for key in (t.untyped_storage()._cdata for t in held) if key in self._live}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                self.follow(value, str(func))
-        self._look()
-        return result
-
-    def _look(self) -> None:
-        if not self.phases:
+    def look(self) -> None:
+        if not self.peaks:
             return
-        phase = self.phases[-1]
-        self._raise_peak(phase)
+        peak = self.peaks[-1]
+        self._raise_peak(peak)
         if self._explain:
-            self._raise_peak(phase.by_module.setdefault(self.modules[-1] if self.modules else "generate", Phase()))
+            self._raise_peak(peak.by_module.setdefault(self.modules[-1] if self.modules else "generate", Peak()))
 
-    def _raise_peak(self, phase: Phase) -> None:
-        if self._live_bytes <= phase.activation_bytes:
+    def _raise_peak(self, peak: Peak) -> None:
+        if self.live_bytes <= peak.activation_bytes:
             return
-        cached = self._cached()
-        cache_bytes = sum(self._live[key].storage_bytes for key in cached)
-        if self._live_bytes - cache_bytes > phase.activation_bytes:
-            phase.activation_bytes = self._live_bytes - cache_bytes
-            phase.cache_bytes = cache_bytes
+        cached = cache_storages(self._cache()).keys() & self.live.keys()
+        cache_bytes = sum(self.live[key].storage_bytes for key in cached)
+        if self.live_bytes - cache_bytes > peak.activation_bytes:
+            peak.activation_bytes = self.live_bytes - cache_bytes
+            peak.cache_bytes = cache_bytes
             if self._explain:
-                phase.live = [live for key, live in self._live.items() if key not in cached]
+                peak.live = [live for key, live in self.live.items() if key not in cached]
 
 
 @contextmanager
-def _phases_of(model: torch.nn.Module, mode: LiveBytes) -> Iterator[None]:
+def _peaks_of(model: torch.nn.Module, mode: ExplainedBytes) -> Iterator[None]:
     """The second and later forwards of ``model`` each start a phase of their own."""
     calls = 0
 
@@ -132,7 +92,7 @@ def _phases_of(model: torch.nn.Module, mode: LiveBytes) -> Iterator[None]:
         nonlocal calls
         calls += 1
         if calls > 1:
-            mode.enter_phase()
+            mode.enter()
 
     handles = [model.register_forward_pre_hook(begin)]
     for name, module in model.named_modules():
@@ -154,7 +114,7 @@ def _block_part(name: str) -> str:
 
 def measure(
     model: Any, *, batch_size: int, prompt_tokens: int, padded: bool = False, explain: bool = False
-) -> tuple[Phase, Phase]:
+) -> tuple[Peak, Peak]:
     """Peaks of prefill (``prompt_tokens``) and of the first decode step (context ``prompt_tokens + 1``)."""
     from transformers import DynamicCache
 
@@ -170,13 +130,13 @@ def measure(
     if padded:
         mask[0, : prompt_tokens // 3] = 0
     tensors = [*model.parameters(), *model.buffers()]
-    mode = LiveBytes(iter(tensors), lambda: held[-1]() if held else None, explain=explain)
+    mode = ExplainedBytes(iter(tensors), lambda: held[-1]() if held else None, explain=explain)
     for tensor in (ids, mask):
         mode.follow(tensor, "input")
     DynamicCache.__init__ = remember
     try:
-        with torch.no_grad(), _phases_of(model, mode), mode:
-            mode.enter_phase()
+        with torch.no_grad(), _peaks_of(model, mode), mode:
+            mode.enter()
             model.generate(
                 ids,
                 attention_mask=mask,
@@ -188,5 +148,5 @@ def measure(
             )
     finally:
         DynamicCache.__init__ = make_cache
-    prefill, decode = mode.phases
+    prefill, decode = mode.peaks
     return prefill, decode

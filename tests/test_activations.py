@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from live_bytes import Phase, measure
+from live_bytes import Peak as Truth
+from live_bytes import measure
 
 from analytic.engines.activation_families import FAMILIES
 from analytic.engines.activations import Peak, decode_peak, prefill_peak
@@ -201,7 +202,7 @@ def built(model_type: str, attention: str, dtype: str, experts: str) -> Any:
     return model
 
 
-def measured(model_type: str, run: tuple[str, str, int, int, bool]) -> tuple[Phase, Phase]:
+def measured(model_type: str, run: tuple[str, str, int, int, bool]) -> tuple[Truth, Truth]:
     attention, dtype, batch, prompt, padded = run
     arguments = {"batch_size": batch, "prompt_tokens": prompt, "padded": padded}
     prefill, decode = measure(built(model_type, attention, dtype, "grouped_mm"), **arguments)

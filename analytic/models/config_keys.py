@@ -94,6 +94,10 @@ class Config:
                 return self.given[name]
         return self.base.defaults.get(own, self.base.defaults.get(key))
 
+    def has(self, key: str) -> bool:
+        """Whether the configuration class knows the key; one that it does not know changes nothing."""
+        return self.base.attribute_map.get(key, key) in self.base.defaults
+
     def optional_size(self, key: str) -> int | None:
         """A positive integer, or None where the key is absent or null."""
         value = self.get(key)

@@ -24,8 +24,8 @@ def window_tokens(config: Config, kind: str) -> int | None:
 
 
 def key_heads(config: Config, heads: int) -> int:
-    """``num_key_value_heads``, or a key head a query head."""
-    return config.optional_size("num_key_value_heads") or heads
+    """``num_key_value_heads`` where the class has it, or a key head a query head."""
+    return (config.has("num_key_value_heads") and config.optional_size("num_key_value_heads")) or heads
 
 
 def divided_head_dim(config: Config) -> int:

@@ -19,9 +19,14 @@ def rule_document(rule: Rule) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION} | asdict(rule)
 
 
-def table_document(name: str, rows: Iterable[Gpu | Entry]) -> dict[str, Any]:
-    """``ullage gpus --json`` and ``ullage models --json``."""
-    return {"schema_version": SCHEMA_VERSION, name: [asdict(row) for row in rows]}
+def gpus_document(rows: Iterable[Gpu]) -> dict[str, Any]:
+    """``ullage gpus --json``."""
+    return {"schema_version": SCHEMA_VERSION, "gpus": [asdict(row) for row in rows]}
+
+
+def models_document(rows: Iterable[Entry]) -> dict[str, Any]:
+    """``ullage models --json``."""
+    return {"schema_version": SCHEMA_VERSION, "models": [asdict(row) for row in rows]}
 
 
 def estimate_document(answer: Estimate) -> dict[str, Any]:

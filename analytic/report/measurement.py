@@ -1,0 +1,114 @@
+"""A measurement for people: how it ended, its phases, and the ledger that was observed."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from analytic.measurement import Measurement, Phase
+from analytic.quantity import GiB
+
+_PHASE_COLUMNS = {
+    "allocated": "allocated_bytes",
+    "peak": "max_allocated_bytes",
+    "reserved": "reserved_bytes",
+    "peak ": "max_reserved_bytes",
+    "device": "device_used_bytes",
+    "process": "max_rss_bytes",
+}
+"""Headings, and the figures of a phase below them; a column without figures is left out."""
+
+_BASES = {
+    "nvml-process": "the driver's figure for this process",
+    "nvml-device-delta": "the growth of the driver's figure for the GPU",
+    "mem-get-info": "total less free: other processes and the driver included",
+}
+
+
+def print_measurement(measurement: Measurement, console: Console) -> None:
+    """What was run and how it ended, then what it took."""
+    console.print(Text.assemble(_what(measurement), (_outcome(measurement), _colour(measurement))))
+    console.print()
+    if len(measurement.phases) > 1:
+        _print_phases(measurement, console)
+    _print_ledger(measurement, console)
+    _print_notes(measurement, console)
+
+
+def _what(measurement: Measurement) -> str:
+    request, model = measurement.request, measurement.model
+    twin = f", a twin of {model.twin_layers} layers" * (model.twin_layers is not None)
+    precision = f"{request.weight_format} and {request.dtype}" if request.weight_format else request.dtype
+    values = {"real": "", "sparse": ", sparse checkpoint", "none": ", no weights"}[model.weights]
+    return (
+        f"{model.id}{twin} in {precision}{values}, {request.engine} with {request.attention}, "
+        f"{request.batch_size:,} sequence{'s' * (request.batch_size > 1)} of "
+        f"{request.prompt_tokens:,} + {request.output_tokens:,} tokens on {measurement.device.name}: "
+    )
+
+
+def _outcome(measurement: Measurement) -> str:
+    failure = measurement.failure
+    if failure is None:
+        seconds = sum(phase.seconds for phase in measurement.phases)
+        return f"measured in {seconds:.1f} s."
+    if measurement.status == "error":
+        return f"failed in {failure.phase}: {failure.message}"
+    asked = "" if failure.asked_bytes is None else f", asked for {_gib(failure.asked_bytes)} GiB"
+    free = "" if failure.free_bytes is None else f" with {_gib(failure.free_bytes)} GiB free"
+    return f"out of memory in {failure.phase}{asked}{free}."
+
+
+def _colour(measurement: Measurement) -> str:
+    return {"ok": "bold green", "oom": "bold red", "error": "bold red"}[measurement.status]
+
+
+def _print_phases(measurement: Measurement, console: Console) -> None:
+    shown = {
+        heading: name
+        for heading, name in _PHASE_COLUMNS.items()
+        if any(getattr(phase, name) is not None for phase in measurement.phases)
+    }
+    table = Table(box=None, padding=(0, 2, 0, 0), title="GiB a phase", title_justify="left", title_style="dim")
+    table.add_column("")
+    for heading in (*shown, "seconds"):
+        table.add_column(heading.strip(), justify="right", no_wrap=True)
+    for phase in measurement.phases:
+        table.add_row(phase.name, *(_cell(phase, name) for name in shown.values()), f"{phase.seconds:.1f}")
+    console.print(table)
+    console.print()
+
+
+def _cell(phase: Phase, name: str) -> str:
+    value = getattr(phase, name)
+    return "–" if value is None else _gib(value)
+
+
+def _print_ledger(measurement: Measurement, console: Console) -> None:
+    figures = {**vars(measurement.components), **{f"= {k}": v for k, v in vars(measurement.totals).items()}}
+    known = {name: value for name, value in figures.items() if value is not None}
+    if not known:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), title="observed", title_justify="left", title_style="dim")
+    table.add_column("")
+    table.add_column("GiB", justify="right")
+    table.add_column("bytes", justify="right")
+    for name, value in known.items():
+        plain = name.replace("_", " ").replace("= load peak", "load peak")
+        table.add_row(plain, _gib(value), f"{value:,}", style="bold" if name.startswith("=") else "")
+    console.print(table)
+    for kind, size in measurement.weights_by_format.items():
+        console.print(f"  [dim]{escape(kind)}: {size:,} bytes[/]")
+
+
+def _print_notes(measurement: Measurement, console: Console) -> None:
+    if basis := measurement.device.used_basis:
+        console.print(f"[dim]device: {_BASES[basis]}.[/]")
+    if measurement.model.weights == "sparse":
+        console.print("[dim]The weights had no values: int8 outliers and expert routing depend on them.[/]")
+    for note in measurement.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def _gib(count: int) -> str:
+    return f"{count / GiB:,.2f}"

@@ -1,0 +1,181 @@
+"""The commands that touch torch: one thin command a question. Nothing heavy is imported before it is asked for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from analytic.console import Flag, Whole, show
+from analytic.errors import UllageError
+
+Folder = Annotated[Path | None, Parameter(alias="-o")]
+
+
+def profile(
+    model: str,
+    /,
+    *,
+    device: Literal["cuda", "cpu", "meta"],
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    quantization: Literal["bnb-nf4", "bnb-fp4", "bnb-int8", "none"] | None = None,
+    double_quant: Flag = False,
+    compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    batch_size: Whole = 1,
+    prompt_tokens: str = "2048",
+    output_tokens: str = "256",
+    padded: Flag = False,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    twin_layers: Whole | None = None,
+    weights: Literal["auto", "sparse", "real"] = "auto",
+    revision: str | None = None,
+    snapshot: Path | None = None,
+    allow_busy: Flag = False,
+    timeout_s: float | None = None,
+    json: Flag = False,
+    output: Folder = None,
+) -> int:
+    """Load MODEL, generate, and measure what was really allocated, in a process of its own.
+
+    Parameters
+    ----------
+    model
+        Catalogue name, Hub id, directory or config.json. Its weights need not be here: their values do not matter.
+    device
+        cuda: PyTorch's allocator and the driver. cpu: tensor storages and the resident set. meta: weights alone.
+    dtype
+        Dtype of what is not quantised; auto takes the publisher's.
+    quantization
+        Quantise while loading; none serves a quantised checkpoint dequantised.
+    double_quant
+        Quantise the 4-bit scales too (bnb_4bit_use_double_quant).
+    compute_dtype
+        Dtype that 4-bit weights are multiplied in (default: the serving dtype).
+    batch_size
+        Sequences at once.
+    prompt_tokens
+        Prompt of each sequence: 2048, 32k (32,000) or 32K (32,768).
+    output_tokens
+        New tokens of each sequence.
+    padded
+        The first sequence is a quarter shorter, so that the batch needs an attention mask.
+    attention
+        Attention implementation.
+    twin_layers
+        Measure a twin of so many layers, which loads nearly the same kernels.
+    weights
+        sparse: shapes without values, which need no disk. real: the values. auto: real where a directory has them.
+    revision
+        Branch, tag or commit of a Hub model.
+    snapshot
+        Write PyTorch's memory snapshot to this file (for pytorch.org/memory_viz).
+    allow_busy
+        Measure although other processes use the GPU.
+    timeout_s
+        Give up after so many seconds.
+    json
+        Print one JSON document.
+    output
+        Write the measurement to this file.
+    """
+    from analytic.measurement import write_measurement
+    from analytic.quantity import parse_tokens
+    from analytic.request import Request
+    from profiler.case import Case
+
+    request = Request(
+        dtype=dtype,
+        quantization=quantization,
+        double_quant=double_quant,
+        compute_dtype=compute_dtype,
+        batch_size=batch_size,
+        prompt_tokens=parse_tokens(prompt_tokens, what="--prompt-tokens"),
+        output_tokens=parse_tokens(output_tokens, what="--output-tokens"),
+        padded=padded,
+        attention=attention,
+    )
+    case = Case(model=model, request=request, revision=revision, twin_layers=twin_layers, weights=weights)
+    with needing_torch():
+        from profiler.run import profile as measure
+
+        with _spinner(case.model) as on_phase:
+            measured = measure(
+                case,
+                device=device,
+                snapshot=snapshot,
+                allow_busy=allow_busy,
+                timeout_s=timeout_s,
+                on_phase=on_phase,
+            )
+    if output is not None:
+        write_measurement(measured, output)
+    show(measured, json=json, document="measurement:measurement_document", text="report.measurement:print_measurement")
+    return {"ok": 0, "oom": 3, "error": 1}[measured.status]
+
+
+def sweep(
+    matrix: Path,
+    /,
+    *,
+    device: Literal["cuda", "cpu", "meta"],
+    output: Folder = None,
+    budget_s: float | None = None,
+    allow_busy: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Measure every case of a matrix, the most valuable first; what is already recorded is skipped.
+
+    Parameters
+    ----------
+    matrix
+        TOML file of models, formats, batch sizes and prompts (see benchmarks/).
+    device
+        cuda, cpu or meta.
+    output
+        Folder of the records (default: results/ and the device's name).
+    budget_s
+        Stop before a case that would not end within so many seconds.
+    allow_busy
+        Measure although other processes use the GPU.
+    json
+        Print one JSON document.
+    """
+    from functools import partial
+
+    from profiler.matrix import read_matrix
+
+    cases = read_matrix(matrix)
+    with needing_torch():
+        from profiler.run import device_slug
+        from profiler.run import profile as measure
+        from profiler.sweep import sweep_with_progress
+
+        folder = output or Path("results") / device_slug(device)
+        done = sweep_with_progress(
+            cases, device=device, out=folder, budget_s=budget_s, measure=partial(measure, allow_busy=allow_busy)
+        )
+    show(done, json=json, document="report.measurement:sweep_document", text="report.measurement:print_sweep")
+    return 1 if done.failed else 0
+
+
+@contextmanager
+def needing_torch() -> Iterator[None]:
+    """A missing library is named, with the way to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise UllageError(f"measuring needs {error.name or error}", hint="pip install 'ullage[profiler]'") from error
+
+
+@contextmanager
+def _spinner(model: str) -> Iterator[Callable[[str], None]]:
+    """Says on a terminal which phase runs, and nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status(f"{model}: checkpoint") as status:
+        yield lambda phase: status.update(f"{model}: {phase}")
