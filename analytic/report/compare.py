@@ -68,7 +68,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         percent(summary.p95_fraction),
         percent(summary.max_fraction),
         f"{summary.max_bytes / GiB:,.3f}",
-        f"{summary.inside_fraction:.0%}",
+        f"{summary.inside_fraction:.0%}".replace("%", " %"),
     )
 
 
