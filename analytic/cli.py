@@ -57,7 +57,7 @@ def rule(
         gpu_memory_bytes=parse_bytes(gpu_memory, what="--gpu-memory"),
         overhead=overhead,
     )
-    show(answer, json=json, document="report.document:rule_document", text="report.text:print_rule")
+    show(answer, json=json, document="analytic.report.document:rule_document", text="analytic.report.text:print_rule")
     return 0
 
 
@@ -153,8 +153,8 @@ def estimate(
         answer,
         json=json,
         output=output,
-        document="report.document:estimate_document",
-        text="report.text:print_estimate",
+        document="analytic.report.document:estimate_document",
+        text="analytic.report.text:print_estimate",
     )
     return DOES_NOT_FIT if answer.fits is False else 0
 
@@ -170,7 +170,7 @@ def gpus(*, json: Flag = False) -> int:
     """
     from analytic.hardware import gpus as table
 
-    show(table(), json=json, document="report.document:gpus_document", text="report.text:print_gpus")
+    show(table(), json=json, document="analytic.report.document:gpus_document", text="analytic.report.text:print_gpus")
     return 0
 
 
@@ -185,7 +185,12 @@ def models(*, json: Flag = False) -> int:
     """
     from analytic.models.catalog import entries
 
-    show(entries(), json=json, document="report.document:models_document", text="report.text:print_models")
+    show(
+        entries(),
+        json=json,
+        document="analytic.report.document:models_document",
+        text="analytic.report.text:print_models",
+    )
     return 0
 
 
@@ -233,8 +238,8 @@ def compare(
         found,
         json=json,
         output=output,
-        document="report.compare:comparison_document",
-        text="report.compare:print_comparison",
+        document="analytic.report.compare:comparison_document",
+        text="analytic.report.compare:print_comparison",
     )
     return OUTSIDE_TOLERANCE if tolerance is not None and found.beyond(tolerance) else 0
 

@@ -41,7 +41,7 @@ def show(answer: object, *, json: bool, document: str, text: str, output: str | 
     Args:
         answer: what was asked for.
         json: whether to print the document.
-        document: ``module:function`` of `analytic` that makes the document; imported only if it is needed.
+        document: ``module:function`` that makes the document; imported only if it is needed.
         text: ``module:function`` that prints the answer on a console; likewise.
         output: a file.
 
@@ -59,7 +59,7 @@ def show(answer: object, *, json: bool, document: str, text: str, output: str | 
 
 def _named(reference: str) -> Any:
     module, _, function = reference.partition(":")
-    return getattr(import_module(f"analytic.{module}"), function)
+    return getattr(import_module(module), function)
 
 
 def _print(render: Callable[[Any, Console], None], answer: object) -> None:

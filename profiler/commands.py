@@ -2,13 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from analytic.console import Flag, Whole, show
 from analytic.errors import UllageError
+from analytic.measurement import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from profiler.sweep import SweepResult
 
 Folder = Annotated[Path | None, Parameter(alias="-o")]
 
@@ -110,7 +117,12 @@ def profile(
             )
     if output is not None:
         write_measurement(measured, output)
-    show(measured, json=json, document="measurement:measurement_document", text="report.measurement:print_measurement")
+    show(
+        measured,
+        json=json,
+        document="analytic.measurement:measurement_document",
+        text="analytic.report.measurement:print_measurement",
+    )
     return {"ok": 0, "oom": 3, "error": 1}[measured.status]
 
 
@@ -155,8 +167,20 @@ def sweep(
         done = sweep_with_progress(
             cases, device=device, out=folder, budget_s=budget_s, measure=partial(measure, allow_busy=allow_busy)
         )
-    show(done, json=json, document="report.measurement:sweep_document", text="report.measurement:print_sweep")
+    show(done, json=json, document="profiler.commands:sweep_document", text="profiler.commands:print_sweep")
     return 1 if done.failed else 0
+
+
+def sweep_document(done: "SweepResult") -> dict[str, Any]:
+    """``ullage sweep --json``."""
+    return {"schema_version": SCHEMA_VERSION, "kind": "sweep", **asdict(done)}
+
+
+def print_sweep(done: "SweepResult", console: "Console") -> None:
+    """Where the records are, and what to do with them."""
+    console.print(f"{len(done.done)} measured, {len(done.skipped)} recorded before, in {done.out}.", soft_wrap=True)
+    if done.done or done.skipped:
+        console.print(f"Compare them with the estimate: ullage compare {done.out}", soft_wrap=True)
 
 
 @contextmanager

@@ -236,7 +236,9 @@ class Timeline:
     def _run(self) -> None:
         start = time.perf_counter()
         while not self._stop.wait(self._interval):
-            self._samples.append((round(time.perf_counter() - start, 3), *self._sample()))
+            sample = self._sample()
+            if sample != (None, None, None):
+                self._samples.append((round(time.perf_counter() - start, 3), *sample))
             if len(self._samples) >= self._limit:
                 self._samples = self._samples[::2]
                 self._interval *= 2
