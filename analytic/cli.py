@@ -82,6 +82,7 @@ def estimate(
     pipeline_parallel_size: Annotated[Whole | None, Parameter(alias="-pp")] = None,
     gpu_memory_utilization: float = 1.0,
     revision: str | None = None,
+    calibration: Path | None = None,
     json: Flag = False,
     output: Output = None,
 ) -> int:
@@ -123,6 +124,8 @@ def estimate(
         Share of the GPU's memory that may be used.
     revision
         Branch, tag or commit of a Hub model.
+    calibration
+        Constants fitted on this GPU (ullage calibrate); default: the shipped ones, where there are any.
     json
         Print one JSON document.
     output
@@ -136,6 +139,7 @@ def estimate(
         gpu=_gpu(gpu, gpu_memory),
         gpus=pipeline_parallel_size,
         revision=revision,
+        calibration=calibration,
         engine=engine,
         dtype=dtype,
         quantization=quantization,
@@ -203,6 +207,7 @@ def compare(
     *results: Path,
     figure: tuple[str, ...] = (),
     fail_over: str | None = None,
+    calibration: Path | None = None,
     scoreboard: Path | None = None,
     json: Flag = False,
     output: Output = None,
@@ -217,6 +222,8 @@ def compare(
         Only this component or total; can be given again.
     fail_over
         Exit with 3 if an error is larger than this: 2% or 0.02.
+    calibration
+        Estimate with the constants of this file; keep to measurements that it was not fitted to.
     scoreboard
         Write the summary as Markdown to this file.
     json
@@ -224,12 +231,15 @@ def compare(
     output
         Write the JSON document to this file.
     """
+    from analytic.calibration import read_calibration
     from analytic.compare import compare as lay_side_by_side
     from analytic.measurement import read_measurements
     from analytic.quantity import parse_fraction
 
     tolerance = None if fail_over is None else parse_fraction(fail_over, what="--fail-over")
-    found = lay_side_by_side(read_measurements(results or (Path("results"),)), figures=figure)
+    measurements = read_measurements(results or (Path("results"),))
+    constants = None if calibration is None else read_calibration(calibration)
+    found = lay_side_by_side(measurements, figures=figure, calibration=constants)
     if scoreboard is not None:
         from analytic.report.compare import write_scoreboard
 
@@ -242,6 +252,42 @@ def compare(
         text="analytic.report.compare:print_comparison",
     )
     return OUTSIDE_TOLERANCE if tolerance is not None and found.beyond(tolerance) else 0
+
+
+@app.command
+def calibrate(
+    *results: Path,
+    output: Annotated[Path, Parameter(alias="-o")],
+    hold_out: tuple[str, ...] = (),
+    json: Flag = False,
+) -> int:
+    """Fit the constants that no arithmetic gives (context, workspace, slack …) to measurements of one environment.
+
+    Parameters
+    ----------
+    results
+        Files and folders of measurements (default: results/).
+    output
+        Write the calibration to this file.
+    hold_out
+        Measurements whose id holds this text are not fitted, only predicted; can be given again.
+    json
+        Print the calibration as one JSON document.
+    """
+    from analytic.calibrate import calibrate as fit
+    from analytic.calibration import write_calibration
+    from analytic.measurement import read_measurements
+
+    measurements = read_measurements(results or (Path("results"),))
+    fitted = fit(measurements, held_out={m.id for m in measurements if any(text in m.id for text in hold_out)})
+    write_calibration(fitted, output)
+    show(
+        fitted,
+        json=json,
+        document="analytic.calibration:calibration_document",
+        text="analytic.report.calibration:print_calibration",
+    )
+    return 0
 
 
 def _version() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from analytic.calibration import Calibration, require_gpu
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import Estimate, run
 from analytic.hardware import Gpu, find_gpu
@@ -96,12 +97,15 @@ class Comparison:
         return tuple(row for row in self.rows if _size(row) > tolerance_fraction)
 
 
-def compare(measurements: Iterable[Measurement], *, figures: Iterable[str] = ()) -> Comparison:
+def compare(
+    measurements: Iterable[Measurement], *, figures: Iterable[str] = (), calibration: Calibration | None = None
+) -> Comparison:
     """Estimate each measurement's own request and lay the two side by side.
 
     Args:
         measurements: what was measured.
         figures: those of FIGURES to compare; none means all.
+        calibration: constants to estimate with, of the GPU that was measured; they must not be fitted to these.
 
     Raises:
         UllageError: a measurement's model, request or GPU cannot be estimated, or a figure is unknown.
@@ -110,7 +114,7 @@ def compare(measurements: Iterable[Measurement], *, figures: Iterable[str] = ())
     if unknown := sorted({*asked} - {*FIGURES}):
         raise UsageError(f"--figure: {unknown[0]!r} is not known", hint=f"one of {', '.join(FIGURES)}")
     whole = tuple(measurements)
-    rows = [row for measurement in whole for row in _rows(measurement) if row.figure in (asked or FIGURES)]
+    rows = [row for measurement in whole for row in _rows(measurement, calibration) if row.figure in (asked or FIGURES)]
     compared = {id(row.measurement) for row in rows}
     return Comparison(
         rows=tuple(sorted(rows, key=_size, reverse=True)),
@@ -118,14 +122,17 @@ def compare(measurements: Iterable[Measurement], *, figures: Iterable[str] = ())
     )
 
 
-def estimate_of(measurement: Measurement) -> Estimate:
+def estimate_of(measurement: Measurement, calibration: Calibration | None = None) -> Estimate:
     """The estimate of a measurement's request, on its device.
 
     Raises:
         UllageError: it cannot be estimated; the message names the measurement.
     """
     try:
-        return run(model_of(measurement), measurement.request, gpu=gpu_of(measurement.device))
+        gpu = gpu_of(measurement.device)
+        if calibration is not None:
+            require_gpu(calibration, gpu)
+        return run(model_of(measurement), measurement.request, gpu=gpu, calibration=calibration)
     except UllageError as error:
         raise type(error)(f"{measurement.id}: {error.message}", hint=error.hint) from error
 
@@ -183,13 +190,13 @@ def estimated_figures(row: Ledger, *, phase: str) -> dict[str, Quantity]:
     }
 
 
-def _rows(measurement: Measurement) -> Iterator[Row]:
+def _rows(measurement: Measurement, calibration: Calibration | None) -> Iterator[Row]:
     measured = {**vars(measurement.components), **vars(measurement.totals)}
     figures = [name for name in FIGURES if measured[name] is not None and _is_comparable(name, measurement)]
     if not figures:
         return
     phase = measurement.peak.name if measurement.peak else "decode"
-    estimated = estimated_figures(estimate_of(measurement).fullest, phase=phase)
+    estimated = estimated_figures(estimate_of(measurement, calibration).fullest, phase=phase)
     for name in figures:
         yield Row(measurement=measurement, figure=name, measured_bytes=measured[name], estimated=estimated[name])
 

@@ -4,8 +4,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+from analytic.calibration import Calibration, read_calibration, require_gpu, shipped
 from analytic.engines.activations import has_sdpa
 from analytic.engines.transformers import ledger, share_of, state_bytes
 from analytic.errors import UllageError, UsageError
@@ -52,6 +54,8 @@ class Estimate:
     """The dtype that ``auto`` became."""
     gpu: Gpu | None
     ledgers: tuple[Ledger, ...]
+    calibration: Calibration | None = None
+    """The constants that were fitted, where they were used."""
 
     @property
     def gpus(self) -> int:
@@ -94,7 +98,9 @@ class Estimate:
             return None
 
         def fits(gpus: int) -> bool:
-            return _fullest(_ledgers(self.model, self.request, self.dtype, self.gpu, gpus)) <= capacity
+            return (
+                _fullest(_ledgers(self.model, self.request, self.dtype, self.gpu, gpus, self.calibration)) <= capacity
+            )
 
         counts = range(1, len(self.model.geometry.layers) + 1)
         found = bisect_left(counts, True, key=fits)
@@ -130,7 +136,9 @@ class Estimate:
 
         def fits(value: int) -> bool:
             changed: Request = replace(self.request, **{field: value})  # type: ignore[arg-type]
-            return _fullest(_ledgers(self.model, changed, self.dtype, self.gpu, self.gpus)) <= capacity
+            return (
+                _fullest(_ledgers(self.model, changed, self.dtype, self.gpu, self.gpus, self.calibration)) <= capacity
+            )
 
         return largest(fits, start=getattr(self.request, field), limit=LARGEST[field])
 
@@ -145,7 +153,9 @@ class Estimate:
 
     def _lever(self, change: str, request: Request, gpus: int) -> Lever | None:
         try:
-            device = _fullest(_ledgers(self.model, request, _dtype(self.model, request), self.gpu, gpus))
+            device = _fullest(
+                _ledgers(self.model, request, serving_dtype(self.model, request), self.gpu, gpus, self.calibration)
+            )
         except UllageError:
             return None
         return Lever(
@@ -177,6 +187,7 @@ def estimate(
     gpu: str | Gpu | None = None,
     gpus: int | None = None,
     revision: str | None = None,
+    calibration: str | Path | Calibration | None = None,
     **flags: Any,
 ) -> Estimate:
     """Estimate what serving ``model`` needs.
@@ -186,6 +197,7 @@ def estimate(
         gpu: a GPU of the table (``h100-80gb``, or ``h100-80gb:2`` for two), or None for a device without a limit.
         gpus: how many equal GPUs the layers are split over.
         revision: branch, tag or commit of a Hub model.
+        calibration: a calibration of this GPU, or its file; None takes the shipped one, if there is one.
         **flags: fields of `Request`.
 
     Raises:
@@ -193,19 +205,37 @@ def estimate(
     """
     resolved = resolve(model, revision=revision) if isinstance(model, str) else model
     device, count = _device(gpu, gpus)
-    return run(resolved, _request(flags), gpu=device, gpus=count)
+    fitted = shipped(device) if calibration is None else _calibration(calibration, device)
+    return run(resolved, _request(flags), gpu=device, gpus=count, calibration=fitted)
 
 
-def run(model: Model, request: Request, *, gpu: Gpu | None = None, gpus: int = 1) -> Estimate:
-    """Estimate a resolved model; the fast path for many requests."""
-    if request.kv_cache_dtype not in ("auto", dtype := _dtype(model, request)):
+def _calibration(calibration: str | Path | Calibration, gpu: Gpu | None) -> Calibration:
+    fitted = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
+    require_gpu(fitted, gpu)
+    return fitted
+
+
+def run(
+    model: Model,
+    request: Request,
+    *,
+    gpu: Gpu | None = None,
+    gpus: int = 1,
+    calibration: Calibration | None = None,
+) -> Estimate:
+    """Estimate a resolved model; the fast path for many requests.
+
+    ``calibration`` is taken to be of ``gpu``; it is left out where its attention implementations are others.
+    """
+    if request.kv_cache_dtype not in ("auto", dtype := serving_dtype(model, request)):
         raise UllageError(
             f"transformers' dynamic cache keeps the model's dtype ({dtype}), not {request.kv_cache_dtype}",
             hint="leave --kv-cache-dtype at auto",
         )
     request = _as_served(model, request, gpu)
-    rows = _ledgers(model, request, dtype, gpu, gpus)
-    return Estimate(model=model, request=request, dtype=dtype, gpu=gpu, ledgers=rows)
+    fitted = calibration if calibration and request.attention in calibration.attention else None
+    rows = _ledgers(model, request, dtype, gpu, gpus, fitted)
+    return Estimate(model=model, request=request, dtype=dtype, gpu=gpu, ledgers=rows, calibration=fitted)
 
 
 def _request(flags: dict[str, Any]) -> Request:
@@ -227,8 +257,12 @@ def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int]:
     return (find_gpu(gpu) if isinstance(gpu, str) else gpu), count
 
 
-def _dtype(model: Model, request: Request) -> str:
-    """The dtype that the unquantised tensors are served in."""
+def serving_dtype(model: Model, request: Request) -> str:
+    """The dtype that the unquantised tensors are served in.
+
+    Raises:
+        UllageError: the model names none and the request neither, or it is not served.
+    """
     dtype = model.dtype if request.dtype == "auto" else request.dtype
     if dtype is None:
         raise UllageError(f"{model.id} does not name its dtype", hint="add --dtype bfloat16, float16 or float32")
@@ -261,15 +295,18 @@ def _bits(model: Model, request: Request, dtype: str) -> int:
     return 8 * itemsize(dtype)
 
 
-def _ledgers(model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: int) -> tuple[Ledger, ...]:
+def _ledgers(
+    model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: int, calibration: Calibration | None
+) -> tuple[Ledger, ...]:
+    on: dict[str, Any] = {"dtype": dtype, "gpu": gpu, "calibration": calibration}
     if gpus == 1:
-        return (ledger(share_of(model, dtype, request.weight_format), request, dtype=dtype, gpu=gpu),)
+        return (ledger(share_of(model, dtype, request.weight_format), request, **on),)
     layers = len(model.geometry.layers)
     if gpus > layers:
         raise UsageError(f"{gpus} GPUs for {layers} layers: a layer is not split", hint=f"at most {layers}")
     spans = balance(_sizes(model, request, dtype), gpus=gpus)
     shares = [share_of(model, dtype, request.weight_format, span) for span in spans]
-    rows = {share: ledger(share, request, dtype=dtype, gpu=gpu) for share in dict.fromkeys(shares)}
+    rows = {share: ledger(share, request, **on) for share in dict.fromkeys(shares)}
     return tuple(
         replace(rows[share], rank=f"tp0/pp{rank}", layers=span)
         for rank, (share, span) in enumerate(zip(shares, spans, strict=True))

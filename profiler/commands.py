@@ -159,10 +159,11 @@ def sweep(
 
     cases = read_matrix(matrix)
     with needing_torch():
-        from profiler.run import device_slug
+        from profiler.run import device_slug, require_device
         from profiler.run import profile as measure
         from profiler.sweep import sweep_with_progress
 
+        require_device(device)
         folder = output or Path("results") / device_slug(device)
         done = sweep_with_progress(
             cases, device=device, out=folder, budget_s=budget_s, measure=partial(measure, allow_busy=allow_busy)

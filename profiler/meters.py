@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from analytic.errors import UllageError
 from analytic.measurement import Device, Phase, PhaseName
 from profiler.live_bytes import LiveBytes, cache_storages
 from profiler.nvml import Nvml
@@ -48,6 +49,20 @@ class Meter(Protocol):
 
     def cost(self) -> tuple[int | None, int]:
         """Device and host bytes that the meter itself took."""
+
+
+def require_cuda(cuda: Any = torch.cuda) -> None:
+    """Raise where there is no CUDA device; asks the driver, so that no context is made.
+
+    Raises:
+        UllageError: torch was built without CUDA, or finds no device.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    if not cuda.is_available():
+        why = "was built without CUDA" if torch.version.cuda is None else "finds no CUDA device"
+        raise UllageError(
+            f"torch {torch.__version__} {why}", hint="measure on a GPU machine, or with --device cpu or --device meta"
+        )
 
 
 class CudaMeter:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analytic.errors import UllageError, UsageError
-from analytic.estimator import _dtype as serving_dtype
+from analytic.estimator import serving_dtype
 from analytic.measurement import (
     Device,
     Failure,
@@ -64,8 +64,7 @@ def profile(
     Raises:
         UllageError: it cannot be tried: no such model or device, a busy GPU, no room for the checkpoint.
     """
-    if device not in DEVICES:
-        raise UsageError(f"--device: {device!r} is not known", hint=f"one of {', '.join(DEVICES)}")
+    require_device(device)
     if snapshot is not None and device != "cuda":
         raise UsageError("--snapshot: only PyTorch's CUDA allocator keeps one", hint="add --device cuda")
     model = resolve(case.model, revision=case.revision)
@@ -82,6 +81,20 @@ def profile(
         }
         told = _watch(job, timeout_s=timeout_s, on_phase=on_phase or (lambda _: None))
     return _measurement(case, model, request, source, told)
+
+
+def require_device(device: str) -> None:
+    """Raise where nothing can be measured on ``device``.
+
+    Raises:
+        UllageError: unknown, or not there.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"--device: {device!r} is not known", hint=f"one of {', '.join(DEVICES)}")
+    if device == "cuda":
+        from profiler.meters import require_cuda
+
+        require_cuda()
 
 
 def device_slug(device: str) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from analytic.errors import UllageError
 from analytic.request import Request
-from profiler.meters import CpuMeter, CudaMeter, Meter
+from profiler.meters import CpuMeter, CudaMeter, Meter, require_cuda
 from profiler.nvml import open_nvml
 from profiler.serve import Job, measure
 
@@ -44,7 +44,9 @@ def run(job: Job, emit: _Events, *, cuda: Any = torch.cuda) -> None:
     try:
         meter = CudaMeter(cuda, open_nvml()) if job.device == "cuda" else CpuMeter(job.device)  # type: ignore[arg-type]
         if job.device == "cuda":
-            require_cuda(job, cuda)
+            require_cuda(cuda)
+            if job.request.quantization not in (None, "none"):
+                require_bitsandbytes()
             _watch_for_oom(asked)
             _record_history(job, cuda)
         measure(job, meter, emit)
@@ -58,23 +60,12 @@ def run(job: Job, emit: _Events, *, cuda: Any = torch.cuda) -> None:
             _dump_history(job.snapshot, cuda)
 
 
-def require_cuda(job: Job, cuda: Any) -> None:
-    """Raise where the job cannot start.
+def require_bitsandbytes() -> None:
+    """Raise where bitsandbytes has no library for this CUDA.
 
     Raises:
-        UllageError: no CUDA device, or no bitsandbytes for it.
+        UllageError: it has none, or is not installed.
     """
-    if not cuda.is_available():
-        built = "was built without CUDA" if torch.version.cuda is None else "finds no CUDA device"
-        raise UllageError(
-            f"torch {torch.__version__} {built}",
-            hint="measure on a GPU machine, or with --device cpu or --device meta",
-        )
-    if job.request.quantization not in (None, "none"):
-        _require_bitsandbytes()
-
-
-def _require_bitsandbytes() -> None:
     try:
         from bitsandbytes import cextension
     except ImportError as error:

@@ -18,6 +18,9 @@ def made_up(
     device: Device = SYNTHETIC,
     twin_layers: int | None = None,
     status: Any = "ok",
+    weights_are: Any = "sparse",
+    phase: Any = "prefill",
+    software: dict[str, str | None] | None = None,
     **figures: Any,
 ) -> Measurement:
     """A measurement of a catalogue model with one phase of serving.
@@ -27,7 +30,7 @@ def made_up(
     """
     whole = catalog.load(model)
     serving = Phase(
-        name="prefill",
+        name=phase,
         seconds=1.0,
         max_allocated_bytes=figures.get("allocated"),
         reserved_bytes=figures.get("reserved"),
@@ -43,13 +46,14 @@ def made_up(
             id=whole.id,
             source="catalog",
             architecture=whole.architecture,
+            parameters=whole.parameters,
             config=whole.config,
-            weights="sparse",
+            weights=weights_are,
             twin_layers=twin_layers,
         ),
         request=request or Request(dtype="bfloat16", prompt_tokens=128, output_tokens=1),
         device=device,
-        software={"torch": "2.13.0"},
+        software=software or {"torch": "2.13.0"},
         phases=(Phase(name="load", seconds=1.0, max_allocated_bytes=figures.get("load_peak")), serving),
         retained_bytes=figures.get("retained"),
         weights_by_format={"bfloat16": figures["weights"]} if "weights" in figures else {},

@@ -242,10 +242,9 @@ def test_a_snapshot_needs_cuda(tiny: str, tmp_path: Path) -> None:
         run.profile(Case(model=tiny, request=SHORT), device="cpu", snapshot=tmp_path / "x.pickle")
 
 
-def test_bitsandbytes_without_a_cuda_library_is_named(tiny: str) -> None:
-    job = Job(folder=tiny, request=Request(quantization="bnb-nf4"), device="cuda")
+def test_bitsandbytes_without_a_cuda_library_is_named() -> None:
     with pytest.raises(UllageError, match="bitsandbytes has no library"):
-        worker.require_cuda(job, SimpleNamespace(is_available=lambda: True))
+        worker.require_bitsandbytes()
 
 
 def test_the_command_writes_the_measurement_and_prints_it(

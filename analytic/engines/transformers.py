@@ -4,17 +4,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from analytic.calibration import Calibration
 from analytic.engines.activations import Peak, decode_peak, prefill_peak
 from analytic.engines.workspace import (
     Bounds,
     bnb_4bit_forward_bytes,
     bnb_int8_forward_bytes,
+    bnb_int8_outlier_bytes,
     cublas_workspace_bytes,
 )
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Component, Ledger, Part, Phase
-from analytic.models.geometry import Geometry
+from analytic.models.geometry import Geometry, MixtureOfExperts
 from analytic.models.model import Model
 from analytic.placement import Span
 from analytic.quantity import Quantity, bounded, exact
@@ -59,30 +61,72 @@ class Share:
     """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
 
 
-def ledger(share: Share, request: Request, *, dtype: str, gpu: Gpu | None) -> Ledger:
-    """The ledger of a GPU that holds ``share`` of a model."""
-    phases = _phases(share, request, dtype)
+def ledger(
+    share: Share, request: Request, *, dtype: str, gpu: Gpu | None, calibration: Calibration | None = None
+) -> Ledger:
+    """The ledger of a GPU that holds ``share`` of a model; fitted constants take the place of assumed ones."""
+    outlier_share = calibration.coefficient("activations", OUTLIERS) if calibration else 0.0
+    phases = _phases(share, request, dtype, outlier_share)
     peak = max(phases, key=lambda phase: phase.bytes)
-    fixed, workspace_parts = _workspace(share, gpu)
+    features = overhead_features(share, request, dtype) if calibration else {}
+
+    def fitted(component: Component) -> Quantity | None:
+        return calibration.predict(component, features[component]) if calibration else None
+
+    fixed, workspace_parts = _workspace(share, fitted("workspace") or _cublas(gpu))
     held: dict[Component, Quantity] = {
         "weights": exact(share.weights_bytes),
         "sequence_state": peak.sequence_state,
         "activations": peak.activations,
         "workspace": fixed + peak.temporaries,
     }
-    context = _context(gpu)
+    context = fitted("context") or _context(gpu)
     room = None if gpu is None else _room(gpu, [*held.values(), context])
+    outgrown = _outgrown_bytes(share.geometry, request, itemsize(dtype))
+    slack = fitted("allocator_slack") or _slack(phases, share, outgrown, room)
+    if calibration and room:
+        given_up = calibration.coefficient("allocator_slack", "outgrown") * features["allocator_slack"]["outgrown"]
+        slack = _within(slack, room[0], round(given_up))
     return Ledger(
         phases=phases,
         components={
             **held,
-            "allocator_slack": _slack(phases, share, _outgrown_bytes(share.geometry, request, itemsize(dtype)), room),
+            "allocator_slack": slack,
             "context": context,
         },
         retained=fixed,
         load_peak=_load_peak(share),
         parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries.bytes)),
     )
+
+
+OUTLIERS = "int8-outliers"
+"""The share of input columns that bitsandbytes' int8 keeps in float16, which depends on the values."""
+
+
+def overhead_features(share: Share, request: Request, dtype: str) -> dict[Component, dict[str, float]]:
+    """What each component that has to be fitted depends on: the columns of the fit, and of every prediction."""
+    formats = {name for name, *_ in share.converted}
+    experts = any(isinstance(layer.feed_forward, MixtureOfExperts) for layer in share.geometry.layers)
+    backends: dict[str, float] = {
+        "fixed": 1.0,
+        "bnb-4bit": float(any("4" in name for name in formats)),
+        "bnb-int8": float("bnb-int8" in formats),
+        "moe": float(experts),
+        "eager": float(request.attention == "eager"),
+    }
+    state = state_bytes(share.geometry, request, dtype)
+    limit = GROWN_SLACK_LIMIT[1] * state
+    outgrown = min(_outgrown_bytes(share.geometry, request, itemsize(dtype)), limit)
+    rows = request.batch_size * request.prompt_tokens
+    int8 = ((out, into) for name, out, into in share.converted if name == "bnb-int8")
+    outliers = (bnb_int8_outlier_bytes(*matrix, tokens=rows) for matrix in int8)
+    return {
+        "context": backends,
+        "workspace": {name: backends[name] for name in ("fixed", "bnb-4bit", "bnb-int8")},
+        "activations": {OUTLIERS: float(max(outliers, default=0))},
+        "allocator_slack": {"fixed": 1.0, "state": state, "outgrown": outgrown, "staging": share.staging_bytes},
+    }
 
 
 @lru_cache(maxsize=4096)
@@ -139,7 +183,7 @@ def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) 
     )
 
 
-def _phases(share: Share, request: Request, dtype: str) -> tuple[Phase, ...]:
+def _phases(share: Share, request: Request, dtype: str, outlier_share: float) -> tuple[Phase, ...]:
     """Prefill, and the last decode step where there is one."""
     geometry, batch, prompt = share.geometry, request.batch_size, request.prompt_tokens
     end = cached_tokens(**_tokens(request))
@@ -156,7 +200,7 @@ def _phases(share: Share, request: Request, dtype: str) -> tuple[Phase, ...]:
             moment=peak.moment,
             sequence_state=exact(_state(geometry, request, dtype, tokens)),
             activations=_traced(peak),
-            temporaries=bounded(*_temporaries(share, request, dtype, rows, peak.moment), "traced"),
+            temporaries=bounded(*_temporaries(share, request, dtype, rows, peak.moment, outlier_share), "traced"),
         )
 
     prefill = phase("prefill", prompt, batch * prompt, prefill_peak(geometry, prompt_tokens=prompt, **run))
@@ -187,21 +231,25 @@ def _traced(peak: Peak) -> Quantity:
     return bounded(peak.low_bytes, peak.bytes, peak.high_bytes, "traced")
 
 
-def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment: str) -> Bounds:
+def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment: str, outlier_share: float) -> Bounds:
     """What the quantised matrix that needs most adds to the activation peak while ``tokens`` rows pass it.
 
     A gated feed-forward peaks when its product is there; while the last matrix before it is multiplied, it is not yet.
     """
-    wanted = (_matrix_temporaries(*matrix, request, dtype, tokens) for matrix in share.converted)
+    wanted = (_matrix_temporaries(*matrix, request, dtype, tokens, outlier_share) for matrix in share.converted)
     most = max(wanted, key=lambda bounds: bounds.bytes, default=Bounds(0, 0, 0))
     rows = max((rows for _, rows, _ in share.converted), default=0)
     absent = tokens * rows * itemsize(dtype) if moment == "mlp" else 0
     return Bounds(max(0, most.low_bytes - absent), max(0, most.bytes - absent), most.high_bytes)
 
 
-def _matrix_temporaries(name: str, rows: int, columns: int, request: Request, dtype: str, tokens: int) -> Bounds:
+def _matrix_temporaries(
+    name: str, rows: int, columns: int, request: Request, dtype: str, tokens: int, outlier_share: float
+) -> Bounds:
     if name == "bnb-int8":
-        return bnb_int8_forward_bytes(rows, columns, tokens=tokens, is_float16=dtype == "float16")
+        return bnb_int8_forward_bytes(
+            rows, columns, tokens=tokens, is_float16=dtype == "float16", outlier_share=outlier_share
+        )
     return bnb_4bit_forward_bytes(
         rows,
         columns,
@@ -212,8 +260,11 @@ def _matrix_temporaries(name: str, rows: int, columns: int, request: Request, dt
     )
 
 
-def _workspace(share: Share, gpu: Gpu | None) -> tuple[Quantity, tuple[Part, ...]]:
-    cublas = bounded(*cublas_workspace_bytes(gpu.capability if gpu else None), "assumed")
+def _cublas(gpu: Gpu | None) -> Quantity:
+    return bounded(*cublas_workspace_bytes(gpu.capability if gpu else None), "assumed")
+
+
+def _workspace(share: Share, cublas: Quantity) -> tuple[Quantity, tuple[Part, ...]]:
     parts = (
         Part(component="workspace", name="cublas", bytes=cublas.bytes, note="once, at the first matrix product"),
         Part(
@@ -247,6 +298,13 @@ def _slack(phases: tuple[Phase, ...], share: Share, outgrown: int, room: tuple[i
     middle = _given_back(stays, max(0, ended + grown[0] - peak - stays), room and room[0])
     high = _given_back(max(resting[1]) + share.staging_bytes, grown[1], room and room[1])
     return bounded(0, middle, max(middle, high), "assumed")
+
+
+def _within(slack: Quantity, room: int, grown: int) -> Quantity:
+    """``slack`` less the part of outgrown segments for which a GPU has no ``room``."""
+    over = min(grown, max(0, slack.bytes - room))
+    middle = slack.bytes - over
+    return bounded(min(slack.low_bytes, middle), middle, slack.high_bytes, slack.basis)
 
 
 def _given_back(stays: int, grown: int, room: int | None) -> int:

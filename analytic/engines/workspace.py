@@ -58,7 +58,9 @@ def bnb_4bit_forward_bytes(
     return Bounds(whole if tokens > dequantized else 0, whole, whole)
 
 
-def bnb_int8_forward_bytes(out_features: int, in_features: int, *, tokens: int, is_float16: bool) -> Bounds:
+def bnb_int8_forward_bytes(
+    out_features: int, in_features: int, *, tokens: int, is_float16: bool, outlier_share: float = 0.0
+) -> Bounds:
     """An int8 matrix product beside its input [tokens, in] and output [tokens, out].
 
     Quantising the input takes a float16 copy (unless it is one), its absolute values, their mask and the int8 result;
@@ -66,6 +68,11 @@ def bnb_int8_forward_bytes(out_features: int, in_features: int, *, tokens: int, 
     """
     quantizing = tokens * in_features * ((0 if is_float16 else 2) + 2 + 1 + 1)
     multiplying = tokens * (in_features + out_features * (4 if is_float16 else 6))
-    outliers = int(OUTLIER_SHARE_HIGH * in_features) * (tokens + out_features) * 2
-    middle = max(quantizing, multiplying)
-    return Bounds(multiplying, middle, middle + outliers)
+    whole = bnb_int8_outlier_bytes(out_features, in_features, tokens=tokens)
+    middle = max(quantizing, multiplying) + int(outlier_share * whole)
+    return Bounds(multiplying, middle, middle + int(OUTLIER_SHARE_HIGH * whole))
+
+
+def bnb_int8_outlier_bytes(out_features: int, in_features: int, *, tokens: int) -> int:
+    """The float16 columns of input and weight that int8 keeps apart, if all of them were outliers."""
+    return in_features * (tokens + out_features) * 2

@@ -61,7 +61,7 @@ def estimate_document(answer: Estimate) -> dict[str, Any]:
         "rule_of_thumb": asdict(answer.rule_of_thumb),
         "warnings": list(answer.warnings),
         "not_modeled": list(NOT_MODELED),
-        "calibration": None,
+        "calibration": answer.calibration.id if answer.calibration else None,
     }
 
 
