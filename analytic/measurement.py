@@ -210,7 +210,7 @@ class Measurement:
     @cached_property
     def totals(self) -> Totals:
         """Peaks over prefill and decode."""
-        load = self.phase("load")
+        load = None if self.failure and self.failure.phase == "load" else self.phase("load")
         peaks = {"load_peak": load.max_allocated_bytes if load else None}
         serving = [p for p in (self.phase("prefill"), self.phase("decode")) if p]
         if self.status != "ok" or not serving:

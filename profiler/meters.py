@@ -114,19 +114,19 @@ class CudaMeter:
         phase = Phase(
             name=name,
             seconds=round(ended - self._began, 3),
-            allocated_bytes=stats["allocated_bytes.all.current"],
-            max_allocated_bytes=stats["allocated_bytes.all.peak"],
-            reserved_bytes=stats["reserved_bytes.all.current"],
-            max_reserved_bytes=stats["reserved_bytes.all.peak"],
-            requested_bytes=stats["requested_bytes.all.current"],
-            max_requested_bytes=stats["requested_bytes.all.peak"],
+            allocated_bytes=stats.get("allocated_bytes.all.current"),
+            max_allocated_bytes=stats.get("allocated_bytes.all.peak"),
+            reserved_bytes=stats.get("reserved_bytes.all.current"),
+            max_reserved_bytes=stats.get("reserved_bytes.all.peak"),
+            requested_bytes=stats.get("requested_bytes.all.current"),
+            max_requested_bytes=stats.get("requested_bytes.all.peak"),
             device_used_bytes=self._device_bytes(),
             sequence_state_bytes=sum(cache_storages(cache).values()) if cache is not None else None,
-            num_alloc_retries=stats["num_alloc_retries"],
-            num_segments=stats["segment.all.current"],
+            num_alloc_retries=stats.get("num_alloc_retries"),
+            num_segments=stats.get("segment.all.current"),
             max_rss_bytes=max_rss_bytes(),
         )
-        self._allocated_by_meter += abs(self._cuda.memory_allocated() - stats["allocated_bytes.all.current"])
+        self._allocated_by_meter += abs(self._cuda.memory_allocated() - (phase.allocated_bytes or 0))
         self.seconds += time.perf_counter() - ended
         return phase
 
