@@ -7,6 +7,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 from dataclasses import asdict
 from typing import Any, TextIO
@@ -130,8 +132,16 @@ def _asked_bytes(message: str) -> int | None:
     return None
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent has gone: nobody would hear it, and it holds a GPU."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main(job_file: str, events_file: str) -> None:
     """Read the job, run it."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with open(job_file, encoding="utf-8") as file:
         told = json.load(file)
     job = Job(**{**told, "request": Request(**told["request"])})

@@ -244,3 +244,25 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stop:
         main(["estimate", "llama-2-7b", "--gpu", "l4", "--calibration", file])
     assert stop.value.code == 1
+
+
+def test_a_shipped_calibration_is_used_where_gpu_and_versions_match(
+    fitted: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h200 = replace(fitted, environment=replace(fitted.environment, gpu="NVIDIA H200"))
+    monkeypatch.setattr("analytic.calibration._shipped", lambda: (h200,))
+    assert estimate("llama-2-7b", gpu="h200").calibration is h200
+    assert estimate("llama-2-7b", gpu="l4").calibration is None
+    assert estimate("llama-2-7b").calibration is None
+    older = replace(h200, environment=replace(h200.environment, torch="2.3.0"))
+    monkeypatch.setattr("analytic.calibration._shipped", lambda: (older,))
+    assert estimate("llama-2-7b", gpu="h200").calibration is None
+
+
+def test_no_room_for_outgrown_segments_means_that_they_are_given_back(fitted: Calibration) -> None:
+    model, request = catalog.load("llama-2-7b"), Request(batch_size=8, prompt_tokens=256, output_tokens=1024)
+    assert GPU is not None
+    wide = run(model, request, gpu=GPU, calibration=fitted).fullest
+    tight_gpu = replace(GPU, total_bytes=wide.device.bytes - 50 * MIB)
+    tight = run(model, request, gpu=tight_gpu, calibration=fitted).fullest
+    assert tight.device.bytes == tight_gpu.total_bytes

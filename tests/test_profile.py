@@ -454,3 +454,35 @@ def test_the_observed_ledger_is_arithmetic_on_what_the_device_returned() -> None
     }
     assert sum(document["components"].values()) == 1700
     assert document["totals"] == {"allocated": 1000, "reserved": 1200, "device": 1700, "load_peak": 1100}
+
+
+def test_a_worker_ends_when_whoever_asked_was_killed(tiny: str, tmp_path: Path) -> None:
+    import sys
+    import time
+
+    code = (
+        "from profiler import run; from profiler.case import Case; from analytic.request import Request\n"
+        f"run.profile(Case(model={tiny!r}, request=Request(prompt_tokens=8, output_tokens=500)), device='cpu',\n"
+        "            on_phase=lambda phase: print(phase, flush=True))"
+    )
+    environment = {**os.environ, "ULLAGE_SPARSE_DIR": str(tmp_path)}
+    asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert asking.stdout is not None
+    while asking.stdout.readline().strip() != "load":
+        pass
+    (worker_pid,) = (int(pid) for pid in children(asking.pid))
+    asking.kill()
+    asking.wait()
+    asking.stdout.close()
+    for _ in range(100):
+        if (
+            not Path(f"/proc/{worker_pid}/stat").exists()
+            or Path(f"/proc/{worker_pid}/stat").read_text().split()[2] == "Z"
+        ):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker goes on")
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
