@@ -13,6 +13,7 @@ demo: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+	@echo "deselected, as they need a CUDA device: $$($(BIN)/python -m pytest -q --collect-only -m cuda tests/test_cuda.py | tail -n 1)"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
