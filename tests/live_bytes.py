@@ -16,13 +16,17 @@ from profiler.live_bytes import LiveBytes, LiveStorage, cache_storages
 
 @dataclass(slots=True)
 class Peak:
-    """The peak of one forward: live bytes without weights and without the cache as stored at that moment."""
+    """The peak of one forward: live bytes without weights, and the cache that does not count among the activations."""
 
-    activation_bytes: int = 0
+    live_bytes: int = 0
     cache_bytes: int = 0
     live: list[LiveStorage] = field(default_factory=list)
     by_module: dict[str, "Peak"] = field(default_factory=dict)
     """The same peak within each module name (``self_attn``, ``mlp``, ``lm_head``, …); only when explaining."""
+
+    @property
+    def activation_bytes(self) -> int:
+        return self.live_bytes - self.cache_bytes
 
     def table(self, least_bytes: int = 0) -> str:
         """The live set at the peak, largest first, equal rows together."""
@@ -47,7 +51,11 @@ def _caller() -> str:
 
 
 class ExplainedBytes(LiveBytes):
-    """Live bytes beside the cache, as a peak for each forward; ``enter`` starts a new one."""
+    """Live bytes beside the cache, as a peak for each forward; ``enter`` starts a new one.
+
+    A prefill's activations are what its peak holds beyond the cache that it leaves behind, a decode step's what is live
+    beside the cache of that moment.
+    """
 
     def __init__(self, resident: Iterator[torch.Tensor], cache: Callable[[], Any], *, explain: bool = False) -> None:
         super().__init__(resident)
@@ -57,6 +65,10 @@ class ExplainedBytes(LiveBytes):
         self.modules: list[str] = []
 
     def enter(self) -> None:
+        if len(self.peaks) == 1:
+            left_behind = sum(cache_storages(self._cache()).values())
+            for peak in (self.peaks[0], *self.peaks[0].by_module.values()):
+                peak.cache_bytes = left_behind
         self.peaks.append(Peak())
 
     def born(self, storage_bytes: int, tensor: torch.Tensor, op: str) -> LiveStorage:
@@ -74,10 +86,11 @@ class ExplainedBytes(LiveBytes):
     def _raise_peak(self, peak: Peak) -> None:
         if self.live_bytes <= peak.activation_bytes:
             return
-        cached = cache_storages(self._cache()).keys() & self.live.keys()
+        is_decode = len(self.peaks) > 1
+        cached = cache_storages(self._cache()).keys() & self.live.keys() if is_decode else set()
         cache_bytes = sum(self.live[key].storage_bytes for key in cached)
         if self.live_bytes - cache_bytes > peak.activation_bytes:
-            peak.activation_bytes = self.live_bytes - cache_bytes
+            peak.live_bytes = self.live_bytes
             peak.cache_bytes = cache_bytes
             if self._explain:
                 peak.live = [live for key, live in self.live.items() if key not in cached]

@@ -3,7 +3,8 @@
 Every form is a *moment*: what is live together at one line of the modelling code, as multiples of a layer's sizes
 (:class:`Need`). A family's row says how its code differs from Llama's; the peak is the largest moment. The scope is
 ``generate()`` of one batch on one GPU under ``no_grad``, with a dynamic cache, ``logits_to_keep=1`` and greedy tokens:
-all live tensor storages, without the weights and without the cache as stored at that moment.
+all live tensor storages, without the weights and without the cache: in prefill the one that it leaves behind, in decode
+the one of that moment.
 
 Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``,
 ``masking_utils.py``, ``cache_utils.py``, ``generation/utils.py``) and held to real runs by
@@ -13,7 +14,8 @@ are wider than 256). ``sdpa`` means transformers' default: a family without it r
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from analytic.engines.activation_families import FAMILIES, Family, Need
@@ -28,6 +30,7 @@ from analytic.models.geometry import (
     Recurrent,
 )
 from analytic.quantity import round_up
+from analytic.state import caches
 
 AttentionName = Literal["sdpa", "eager"]
 
@@ -207,16 +210,32 @@ def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
     Only a prompt's last token reaches the layers that read another's cache (``_maybe_slice_kv_shared_inputs``).
     """
     family = _family(geometry)
+    to_come = _caches_to_come(geometry, run)
     if geometry.per_layer_input_size:
-        made = _Form(tokens=_per_token(family.embedding, _stream_sizes(geometry, run)))
+        made = _Form(tokens=_per_token(family.embedding, _stream_sizes(geometry, run)) - to_come[0])
         held = _ids(geometry, run) + _masks(geometry, run)
         yield _Moment("embedding", held, made, None, family.tolerance_fraction)
-    layers = [(layer, index == 0) for index, layer in enumerate(geometry.layers)]
-    kinds = dict.fromkeys((layer, first) for layer, first in layers if run.decode or not _reads_another(layer))
-    for layer, first in kinds:
-        yield from _layer_moments(geometry, family, run, layer, first)
+    layers = zip(geometry.layers, to_come[1:], strict=True)
+    kinds = {
+        (layer, index == 0): later
+        for index, (layer, later) in enumerate(layers)
+        if run.decode or not _reads_another(layer)
+    }
+    for (layer, first), later in kinds.items():
+        for moment in _layer_moments(geometry, family, run, layer, first):
+            yield replace(moment, held=moment.held + _Form(tokens=-later))
     for form in _logits(geometry, family, run):
         yield _Moment("logits", form, _Form(), None, family.tolerance_fraction)
+
+
+def _caches_to_come(geometry: Geometry, run: _Run) -> tuple[int, ...]:
+    """Bytes of the cache a token that a prefill has not made yet: before the first layer, then after each."""
+    made = [0 if run.decode else _cached(layer, run) for layer in geometry.layers]
+    return tuple(accumulate(reversed(made), initial=0))[::-1]
+
+
+def _cached(layer: Layer, run: _Run) -> int:
+    return sum(cache.bytes_per_token(tokens=0, itemsize=run.itemsize) for cache in caches(layer))
 
 
 def _reads_another(layer: Layer) -> bool:
@@ -320,7 +339,8 @@ def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixe
     held = _Form(rows=table * family.repeats_rope_table)
     earlier = _Form(pairs=(family.eager_held - 1) * mixer.heads * run.itemsize * run.eager)
     for need in family.attention:
-        yield held + earlier + _Form(tokens=_per_token(need, sizes), context=need.new_v * values)
+        made = _per_token(need, sizes) - (0 if run.decode or need.new_v else _cached(layer, run))
+        yield held + earlier + _Form(tokens=made, context=need.new_v * values * run.decode)
     grouped = 1 < mixer.kv_heads < mixer.heads
     repeated = mixer.heads * (mixer.head_dim + mixer.v_head_dim) * run.itemsize * grouped
     kept = held + _Form(tokens=_per_token(family.kept, sizes))
