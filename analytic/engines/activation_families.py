@@ -110,6 +110,8 @@ class Family:
     """Whether attention repeats the fp32 table of all positions for every sequence."""
     sdpa: bool = True
     """Whether the family can use fused attention; else it runs eager."""
+    unused_mask: bool = False
+    """Whether a mask of sliding layers, with a window of no token, is made for a model that has none."""
     logits: int = 1
     """Copies of [B,V] in the model's dtype as the logits are scaled or capped."""
     router32: bool = False
@@ -277,7 +279,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": MOE,
     "olmoe": replace(MOE, attention=QK_NORM + ROTATE),
     "qwen3_moe": replace(MOE, attention=QK_NORM + ROTATE),
-    "qwen2_moe": replace(MOE, shared_first=1, tolerance_fraction=0.06),
+    "qwen2_moe": replace(MOE, shared_first=1, unused_mask=True),
     "granitemoe": replace(MOE, logits=2),
     "deepseek_v2": replace(MOE, router32=True, tolerance_fraction=0.04),
     "deepseek_v3": replace(MOE, router32=True, tolerance_fraction=0.04),
@@ -288,11 +290,9 @@ FAMILIES: dict[str, Family] = {
     "falcon": FALCON,
     "bloom": BLOOM,
     "gptj": GPTJ,
-    "qwen3_next": replace(
-        MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25, recurrent_projections=1, tolerance_fraction=0.07
-    ),
-    "qwen3_5_text": replace(LLAMA, attention=QK_NORM + PARTIAL, rope_fraction=0.25, tolerance_fraction=0.07),
-    "qwen3_5_moe_text": replace(MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25, tolerance_fraction=0.07),
+    "qwen3_next": replace(MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25, recurrent_projections=1),
+    "qwen3_5_text": replace(LLAMA, attention=QK_NORM + PARTIAL, rope_fraction=0.25),
+    "qwen3_5_moe_text": replace(MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25),
     "nemotron_h": NEMOTRON_H,
     "gpt_oss": replace(MOE, sdpa=False, expert=Need(i=9), expert_bias=True),
 }

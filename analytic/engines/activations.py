@@ -213,7 +213,7 @@ def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
     to_come = _caches_to_come(geometry, run)
     if geometry.per_layer_input_size:
         made = _Form(tokens=_per_token(family.embedding, _stream_sizes(geometry, run)) - to_come[0])
-        held = _ids(geometry, run) + _masks(geometry, run)
+        held = _ids(geometry, run) + _masks(geometry, family, run)
         yield _Moment("embedding", held, made, None, family.tolerance_fraction)
     layers = zip(geometry.layers, to_come[1:], strict=True)
     kinds = {
@@ -275,7 +275,7 @@ def _held(geometry: Geometry, family: Family, run: _Run) -> _Form:
     tokens = family.rope_tables * rotated * (family.rope_itemsize or run.itemsize)
     if geometry.per_layer_input_size:
         tokens += _per_token(family.per_layer, _stream_sizes(geometry, run))
-    return _ids(geometry, run) + _Form(tokens=tokens) + _masks(geometry, run)
+    return _ids(geometry, run) + _Form(tokens=tokens) + _masks(geometry, family, run)
 
 
 def _ids(geometry: Geometry, run: _Run) -> _Form:
@@ -285,15 +285,18 @@ def _ids(geometry: Geometry, run: _Run) -> _Form:
     return _Form(tokens=8 * 4)
 
 
-def _masks(geometry: Geometry, run: _Run) -> _Form:
+def _masks(geometry: Geometry, family: Family, run: _Run) -> _Form:
     """4-D masks (masking_utils.py): model dtype for eager, boolean for sdpa where is_causal does not suffice."""
     softmax = [layer.mixer for layer in geometry.layers if isinstance(layer.mixer, (Attention, LatentAttention))]
     windows = {mixer.window_tokens if isinstance(mixer, Attention) else None for mixer in softmax}
+    unused = family.unused_mask and windows == {None}
+    if unused:
+        windows.add(0)
     if run.eager:
         return _Form(pairs=run.itemsize * len(windows))
     if run.padded:
         return _Form(pairs=len(windows))
-    if run.windowed:
+    if run.windowed or unused:
         return _Form(shared=sum(window is not None for window in windows))
     return _Form()
 
@@ -417,10 +420,11 @@ def _recurrent(geometry: Geometry, family: Family, run: _Run, mixer: Recurrent) 
         return _Form(
             tokens=4 * wide + run.itemsize * (inner + 2 * mixer.conv_channels + heads), rows=4 * (step + state)
         )
+    masked = geometry.hidden_size * run.itemsize * run.padded  # apply_mask_to_padding_states
     projected = family.recurrent_projections * (mixer.conv_channels + inner)
     wide = scores + 5 * inner + 5 * heads * (state // inner) + 6 * heads
     return _Form(
-        tokens=4 * wide + run.itemsize * (mixer.conv_channels + inner + projected), rows=4 * (2 * step + state)
+        tokens=4 * wide + run.itemsize * (mixer.conv_channels + inner + projected) + masked, rows=4 * (2 * step + state)
     )
 
 
