@@ -291,9 +291,12 @@ def calibrate(
 
 
 def _version() -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version("ullage")
+    try:
+        return version("ullage")
+    except PackageNotFoundError:
+        return "not installed, run from its source"
 
 
 def _gpu(name: str | None, memory: str | None) -> Any:

@@ -30,6 +30,7 @@ from analytic.models.resolve import resolve
 from analytic.models.twin import twin_config
 from profiler.case import Case
 from profiler.nvml import first_visible, open_nvml, refuse_if_busy
+from profiler.scratch import scratch_directory
 
 DEVICES = ("cuda", "cpu", "meta")
 
@@ -173,8 +174,8 @@ class _Told:
 def _watch(job: dict[str, Any], *, timeout_s: float | None, on_phase: OnPhase) -> _Told:
     """Run a worker and hear it out; one that ends without a word has failed in the phase it was in."""
     told = _Told()
-    with tempfile.TemporaryDirectory(prefix="ullage-job-") as folder:
-        job_file, events, output = (Path(folder, name) for name in ("job.json", "events.jsonl", "output.txt"))
+    with scratch_directory("job", Path(tempfile.gettempdir())) as folder:
+        job_file, events, output = (folder / name for name in ("job.json", "events.jsonl", "output.txt"))
         job_file.write_text(json.dumps(job))
         events.touch()
         command = [sys.executable, "-m", "profiler.worker", str(job_file), str(events)]

@@ -6,19 +6,16 @@ header and the data (github.com/huggingface/safetensors, "Format"); data that wa
 """
 
 import errno
-import fcntl
 import json
 import math
 import mmap
 import os
-import re
 import shutil
-import stat
 import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from analytic.errors import UllageError, UsageError
 from analytic.models.roles import role_of
 from profiler.models import build
+from profiler.scratch import scratch_directory
 
 FOLDER_VARIABLE = "ULLAGE_SPARSE_DIR"
 """The environment variable that names the folder for sparse checkpoints in place of the temporary one."""
@@ -46,7 +44,6 @@ _SHARD_BYTES = 5 * 10**9
 
 _USABLE_FREE_FRACTION = 0.95
 _ELSEWHERE = f"set {FOLDER_VARIABLE} to a folder on a local disk with sparse files, such as ext4 or xfs"
-_DIRECTORY = re.compile(r"ullage-sparse-([1-9]\d*)-[a-z0-9_]{8}")  # tempfile.mkdtemp draws the last eight
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -174,8 +171,7 @@ def _make(config: Mapping[str, Any], dtype: str, parent: Path, stack: ExitStack)
     prefixes = [_header(tensors) for tensors in shards]
     file_bytes = sum(map(len, prefixes)) + sum(t.bytes for tensors in shards for t in tensors)
     with _explained(parent, f"a sparse checkpoint of {file_bytes:,} bytes"):
-        _remove_stale(parent)
-        directory = stack.enter_context(_directory(parent))
+        directory = stack.enter_context(scratch_directory("sparse", parent))
         _require_space(directory, file_bytes)
         (directory / "config.json").write_text(json.dumps(_config_json(config, model, dtype)), encoding="utf-8")
         files = _write_all(directory, prefixes, shards)
@@ -336,58 +332,3 @@ def _require_space(directory: Path, needed_bytes: int) -> None:
             f" into {free_bytes:,} free bytes",
             hint=_ELSEWHERE,
         )
-
-
-@contextmanager
-def _directory(parent: Path) -> Iterator[Path]:
-    """A directory named after this process and locked by it, that goes with the context or at the latest at exit."""
-    with tempfile.TemporaryDirectory(
-        prefix=f"ullage-sparse-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True
-    ) as name:
-        lock = os.open(name, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # without locks nobody removes it: see _is_abandoned
-                fcntl.flock(lock, fcntl.LOCK_SH)
-            yield Path(name)
-        finally:
-            os.close(lock)
-
-
-def _remove_stale(parent: Path) -> None:
-    for entry in os.scandir(parent):
-        match = _DIRECTORY.fullmatch(entry.name)
-        if match and _is_own_directory(entry) and not _is_alive(int(match[1])) and _is_unlocked(entry.path):
-            shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _is_own_directory(entry: os.DirEntry[str]) -> bool:
-    with suppress(OSError):
-        status = entry.stat(follow_symlinks=False)
-        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _is_unlocked(path: str) -> bool:
-    """Whether no process holds the directory: one in another container or on another host has no pid here."""
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(lock)

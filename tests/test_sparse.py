@@ -291,8 +291,9 @@ def make_one(folder: Path) -> None:
         pass
 
 
-def test_what_a_killed_process_left_is_removed(dead_pid: int, tmp_path: Path) -> None:
-    left_behind(tmp_path, f"ullage-sparse-{dead_pid}-abcd_123")
+@pytest.mark.parametrize("kind", ["job", "sparse"])
+def test_what_a_killed_process_left_is_removed(kind: str, dead_pid: int, tmp_path: Path) -> None:
+    left_behind(tmp_path, f"ullage-{kind}-{dead_pid}-abcd_123")
     make_one(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -85,13 +85,16 @@ def _describe(config: Mapping[str, Any]) -> _Described:
 def _cache_file(config: Mapping[str, Any]) -> Path:
     from platformdirs import user_cache_dir
 
-    try:
-        builder = version("transformers")
-    except PackageNotFoundError:
-        builder = "none"
-    key = json.dumps([config, builder, version("ullage")], sort_keys=True)
+    key = json.dumps([config, _installed("transformers"), _installed("ullage")], sort_keys=True)
     folder = Path(os.environ.get("ULLAGE_CACHE_DIR") or user_cache_dir("ullage"))
     return folder / "meta" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _write(file: Path, document: Mapping[str, Any]) -> None:
