@@ -100,6 +100,8 @@ class Failure:
     """What the last allocation asked for."""
     free_bytes: int | None = None
     """What the device had free then."""
+    frames: tuple[str, ...] = ()
+    """Where it failed, innermost call last: ``file.py:12 function``."""
 
 
 @dataclass(frozen=True, kw_only=True)

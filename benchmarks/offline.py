@@ -9,14 +9,16 @@ import argparse
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
+import threading
 import time
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ EXTRA = "profiler"
 """The extra of ullage that measuring needs."""
 
 ASSUMED = ("torch", "transformers", "accelerate", "safetensors", "numpy", "huggingface_hub", "rich")
-"""What a GPU machine is taken to have where no ``--have`` says, with all that these need."""
+"""What a GPU machine is taken to have where no ``--have`` says, in a version that meets every need."""
 
 GLIBC_MINOR = 35
 """Newest glibc 2.x that a wheel may ask for: that of Ubuntu 22.04."""
@@ -211,30 +213,12 @@ def read_have(text: str) -> dict[str, str | None]:
     return have
 
 
-def assumed_have(requires: Callable[[str], list[str] | None], target: Target) -> dict[str, str | None]:
-    """`ASSUMED` and what these need, as far as this Python's own packages tell, of unknown versions."""
-    have: dict[str, str | None] = {}
-    queue = list(ASSUMED)
-    while queue:
-        name = _normal(queue.pop())
-        if name not in have:
-            have[name] = None
-            queue += [need.name for text in _installed(requires, name) for need in _applying(text, target, ("",))]
-    return have
-
-
-def _installed(requires: Callable[[str], list[str] | None], name: str) -> list[str]:
-    try:
-        return requires(name) or []
-    except metadata.PackageNotFoundError:
-        return []
-
-
 def pack(folder: Path, *, have_file: Path | None, target: Target) -> None:
     """Download into ``folder`` the wheels that the machine lacks, and say what they weigh."""
     if list(folder.glob("*.whl")):
         raise OfflineError(f"{folder} holds wheels already, and all of a folder are installed; remove it first")
-    have = assumed_have(metadata.requires, target) if have_file is None else read_have(_text(have_file))
+    assumed: dict[str, str | None] = dict.fromkeys(map(_normal, ASSUMED))
+    have = assumed if have_file is None else read_have(_text(have_file))
     with tempfile.TemporaryDirectory() as scratch:
         wheels = lacking(
             own_requirements(REPOSITORY / "pyproject.toml"),
@@ -268,10 +252,19 @@ def _download(requirement: str, target: Target, scratch: Path) -> Path:
     return found[0]
 
 
-def run(matrix: Path, *, out: Path, budget_s: float, folder: Path, call: Callable[..., int] = subprocess.call) -> int:
+def run(
+    matrix: Path,
+    *,
+    out: Path,
+    budget_s: float,
+    folder: Path,
+    archive: Path | None = None,
+    options: Sequence[str] = (),
+    call: Callable[..., int] = subprocess.call,
+) -> int:
     """Install the wheels of ``folder`` for this run alone, and sweep ``matrix``; the exit code of the sweep.
 
-    The seconds that installing takes are part of the budget.
+    The seconds that installing takes are part of the budget. ``options`` are further ones of ``ullage sweep``.
     """
     if not folder.is_dir():
         raise OfflineError(f"{folder} is not there; make it with offline.py pack and carry it here")
@@ -280,15 +273,59 @@ def run(matrix: Path, *, out: Path, budget_s: float, folder: Path, call: Callabl
         wheels = sorted(str(wheel) for wheel in folder.glob("*.whl"))
         if wheels and call([*_INSTALL, "--target", site, *wheels]):
             raise OfflineError(f"pip could not install the wheels of {folder}")
+        _say_version(Path(site))
         paths = [site, str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
         left = budget_s - (time.monotonic() - began)
         if left <= 0:
             raise OfflineError(f"installing took all of the {budget_s:.0f} s")
-        swept = [str(matrix), "--device", "cuda", "--output", str(out), "--budget-s", f"{left:.0f}"]
-        return call(
-            [sys.executable, "-c", "from analytic.cli import main; main()", "sweep", *swept],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
+        swept = [str(matrix), "--device", "cuda", "--output", str(out), "--budget-s", f"{left:.0f}", *options]
+        with _archiving(out, archive):
+            return call(
+                [sys.executable, "-c", "from analytic.cli import main; main()", "sweep", *swept],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            )
+
+
+def _say_version(site: Path) -> None:
+    """What an installed ullage would say of itself, so that records name the version that made them."""
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    told = site / f"ullage-{version}.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ullage\nVersion: {version}\n")
+
+
+_ARCHIVE_STEP_SECONDS = 2.0
+
+
+@contextmanager
+def _archiving(folder: Path, archive: Path | None) -> Iterator[None]:
+    """Keep ``archive`` (.tar.gz) up to date with the records of ``folder``, so that a kill loses at most the last."""
+    if archive is None:
+        yield
+        return
+    stop = threading.Event()
+    keeper = threading.Thread(target=_keep_archive, args=(folder, archive, stop), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        keeper.join()
+
+
+def _keep_archive(folder: Path, archive: Path, stop: threading.Event) -> None:
+    packed: list[tuple[str, int]] = []
+    is_last = False
+    while not is_last:
+        is_last = stop.wait(_ARCHIVE_STEP_SECONDS)
+        found = sorted((file.name, file.stat().st_mtime_ns) for file in folder.glob("*.json"))
+        if found != packed:
+            packed = found
+            partial = archive.with_name(f"{archive.name}.part")
+            with tarfile.open(partial, "w:gz") as tar:
+                for name, _ in found:
+                    tar.add(folder / name, arcname=name)
+            partial.replace(archive)
 
 
 _INSTALL = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache-dir"]
@@ -305,6 +342,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     running.add_argument("matrix", type=Path)
     running.add_argument("--out", type=Path, required=True, help="folder of the records")
     running.add_argument("--budget-s", type=float, default=540, help="seconds in all (default: %(default)s)")
+    running.add_argument("--archive", type=Path, help="a .tar.gz of the records, kept up to date")
+    running.add_argument("options", nargs="*", help="after --: further options of ullage sweep, such as --allow-busy")
     for each in (packing, running):
         each.add_argument("--dir", type=Path, default=Path(".wheels"), help="folder of wheels (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -315,7 +354,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = _arguments(arguments)
     try:
         if told.command == "run":
-            return run(told.matrix, out=told.out, budget_s=told.budget_s, folder=told.dir)
+            return run(
+                told.matrix,
+                out=told.out,
+                budget_s=told.budget_s,
+                folder=told.dir,
+                archive=told.archive,
+                options=told.options,
+            )
         pack(told.dir, have_file=told.have, target=Target(python=told.python, machine=told.platform))
     except OfflineError as error:
         print(f"offline: {error}", file=sys.stderr)

@@ -133,6 +133,7 @@ def sweep(
     device: Literal["cuda", "cpu", "meta"],
     output: Folder = None,
     budget_s: float | None = None,
+    timeout_s: float | None = None,
     allow_busy: Flag = False,
     json: Flag = False,
 ) -> int:
@@ -147,7 +148,9 @@ def sweep(
     output
         Folder of the records (default: results/ and the device's name).
     budget_s
-        Stop before a case that would not end within so many seconds.
+        Leave out the cases that would not end within so many seconds in all.
+    timeout_s
+        Give up a case after so many seconds, and go on with the next.
     allow_busy
         Measure although other processes use the GPU.
     json
@@ -166,7 +169,12 @@ def sweep(
         require_device(device)
         folder = output or Path("results") / device_slug(device)
         done = sweep_with_progress(
-            cases, device=device, out=folder, budget_s=budget_s, measure=partial(measure, allow_busy=allow_busy)
+            cases,
+            device=device,
+            out=folder,
+            budget_s=budget_s,
+            timeout_s=timeout_s,
+            measure=partial(measure, allow_busy=allow_busy),
         )
     show(done, json=json, document="profiler.commands:sweep_document", text="profiler.commands:print_sweep")
     return 1 if done.failed else 0

@@ -101,9 +101,10 @@ class CudaMeter:
         )
 
     def begin(self) -> None:
-        """Reset the allocator's peaks."""
-        self._cuda.synchronize()
-        self._cuda.reset_peak_memory_stats()
+        """Reset the allocator's peaks, once there is a context."""
+        if self._cuda.is_initialized():
+            self._cuda.synchronize()
+            self._cuda.reset_peak_memory_stats()
         self._began = time.perf_counter()
 
     def end(self, name: PhaseName, *, cache: Any = None) -> Phase:
@@ -154,12 +155,16 @@ class CudaMeter:
         told = self._nvml.process_bytes(self._uuid, os.getpid())
         return "nvml-device-delta" if told is None else "nvml-process"
 
-    def _device_bytes(self) -> int:
+    def _device_bytes(self) -> int | None:
+        """None where others gave back more than this process took, so that the growth says nothing."""
         if self._nvml is None or self._uuid is None:
             free, total = self._cuda.mem_get_info()
             return int(total - free)
         own = self._nvml.process_bytes(self._uuid, os.getpid())
-        return self._nvml.memory(self._uuid).used_bytes - self._before[self._uuid] if own is None else own
+        if own is not None:
+            return own
+        grown = self._nvml.memory(self._uuid).used_bytes - self._before[self._uuid]
+        return grown if grown >= 0 else None
 
 
 class CpuMeter:

@@ -1,6 +1,7 @@
 """What the driver says of a GPU's memory, through NVML: total, used, and by whom. Nothing here makes a CUDA context."""
 
 import os
+import time
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -116,12 +117,28 @@ BUSY_FRACTION = 0.01
 """Share of a GPU that may be used by what is not visible (a display) before it counts as busy."""
 
 
+_SETTLING_SECONDS = 5.0
+_SETTLING_STEP_SECONDS = 0.2
+
+
+def settle(nvml: Nvml, uuid: str) -> None:
+    """Wait, for a few seconds at most, until what ended processes held has been given back."""
+    deadline = time.monotonic() + _SETTLING_SECONDS
+    used_bytes = nvml.memory(uuid).used_bytes
+    while time.monotonic() < deadline:
+        time.sleep(_SETTLING_STEP_SECONDS)
+        before, used_bytes = used_bytes, nvml.memory(uuid).used_bytes
+        if used_bytes == before and not nvml.occupants(uuid):
+            return
+
+
 def refuse_if_busy(nvml: Nvml, uuid: str) -> None:
     """Raise where other processes would blur the measurement.
 
     Raises:
         UllageError: who they are and what they hold.
     """
+    settle(nvml, uuid)
     memory, occupants = nvml.memory(uuid), nvml.occupants(uuid)
     if not occupants and memory.used_bytes <= BUSY_FRACTION * memory.total_bytes:
         return

@@ -265,5 +265,9 @@ def _measurement(case: Case, model: Model, request: Any, source: _Source, told: 
         modules=tuple(ModuleRow(**row) for row in facts.get("modules", ())),
         timeline=tuple(tuple(sample) for sample in facts.get("timeline", ())),
         meter=Meter(**facts["meter"]) if "meter" in facts else None,
-        failure=Failure(**end["failure"]) if end.get("failure") else None,
+        failure=_failure(end["failure"]) if end.get("failure") else None,
     )
+
+
+def _failure(told: dict[str, Any]) -> Failure:
+    return Failure(**{**told, "frames": tuple(told.get("frames", ()))})

@@ -74,32 +74,43 @@ def sweep(
     device: str,
     out: Path,
     budget_s: float | None = None,
+    timeout_s: float | None = None,
     measure: Measure = profile,
     clock: Callable[[], float] = time.monotonic,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Measure every case that ``out`` does not hold yet, in order, and write each record the moment it is there.
 
-    With ``budget_s`` it stops before the first case that is not expected to end in time (see `_Pace`), and a case
-    that takes longer than expected is stopped at the end of the budget and left out.
+    With ``budget_s`` it leaves out every case that is not expected to end in time (see `_Pace`), and one that takes
+    longer than expected is stopped at the end of the budget and left out. With ``timeout_s`` a case that takes longer
+    than that has failed, and the next one is begun.
 
     Raises:
         UllageError: ``out`` cannot be written.
     """
-    if budget_s is not None and not budget_s > 0:
-        raise UsageError(f"--budget-s: {budget_s} must be more than 0")
+    for flag, seconds in (("--budget-s", budget_s), ("--timeout-s", timeout_s)):
+        if seconds is not None and not seconds > 0:
+            raise UsageError(f"{flag}: {seconds} must be more than 0")
     shown = progress or Progress()
     started = clock()
     _make(out)
     recorded = {case.id: _recorded(out / f"{case.id}.json", case, shown) for case in cases}
     shown.begin(cases=len(recorded), recorded=sum(recorded.values()))
-    state = _Sweep(device=device, out=out, budget_s=budget_s, measure=measure, clock=clock, shown=shown, start=started)
+    state = _Sweep(
+        device=device,
+        out=out,
+        budget_s=budget_s,
+        timeout_s=timeout_s,
+        measure=measure,
+        clock=clock,
+        shown=shown,
+        start=started,
+    )
     interrupted = False
     todo = {case.id: case for case in cases if not recorded[case.id]}
     try:
         for case in todo.values():
-            if not state.go(case):
-                break
+            state.go(case)
     except KeyboardInterrupt:
         interrupted = True
     return SweepResult(
@@ -119,6 +130,7 @@ class _Sweep:
     device: str
     out: Path
     budget_s: float | None
+    timeout_s: float | None
     measure: Measure
     clock: Callable[[], float]
     shown: Progress
@@ -131,21 +143,22 @@ class _Sweep:
         """Seconds of the budget."""
         return None if self.budget_s is None else self.budget_s - (self.clock() - self.start)
 
-    def go(self, case: Case) -> bool:
-        """Measure and record ``case``; False when there was no time for it."""
+    def go(self, case: Case) -> None:
+        """Measure and record ``case``, if there is time for it."""
         left, began = self.left_s(), self.clock()
         if left is not None and left <= self.pace.expected_s(case):
-            return False
+            return
         self.shown.start(case)
+        limit = min((seconds for seconds in (left, self.timeout_s) if seconds is not None), default=None)
         try:
-            measured = self.measure(case, device=self.device, timeout_s=left, on_phase=self.shown.phase)
+            measured = self.measure(case, device=self.device, timeout_s=limit, on_phase=self.shown.phase)
         except UllageError as error:
             self.failed[case.id] = error.message
             self._finish(case, f"failed  {error.message}")
-            return True
+            return
         if measured.status == "error" and (now_left := self.left_s()) is not None and now_left <= 0:
             self._finish(case, "stopped  the time was over")
-            return False
+            return
         write_measurement(measured, self.out / f"{case.id}.json")
         self.pace.learn(case, self.clock() - began)
         if measured.status == "error":
@@ -153,7 +166,6 @@ class _Sweep:
         else:
             self.done.append(case.id)
         self._finish(case, outcome(measured))
-        return True
 
     def _finish(self, case: Case, text: str) -> None:
         self.shown.finish(case, text, elapsed_s=self.clock() - self.start)
@@ -244,7 +256,13 @@ def outcome(measured: Measurement) -> str:
 
 
 def sweep_with_progress(
-    cases: Sequence[Case], *, device: str, out: Path, budget_s: float | None = None, measure: Measure = profile
+    cases: Sequence[Case],
+    *,
+    device: str,
+    out: Path,
+    budget_s: float | None = None,
+    timeout_s: float | None = None,
+    measure: Measure = profile,
 ) -> SweepResult:
     """`sweep`, shown on standard error: a bar on a terminal, a line for each finished case elsewhere.
 
@@ -253,7 +271,15 @@ def sweep_with_progress(
         KeyboardInterrupt: the user stopped it; what is done has been said.
     """
     with _shown(Console(stderr=True, highlight=False)) as progress:
-        result = sweep(cases, device=device, out=out, budget_s=budget_s, measure=measure, progress=progress)
+        result = sweep(
+            cases,
+            device=device,
+            out=out,
+            budget_s=budget_s,
+            timeout_s=timeout_s,
+            measure=measure,
+            progress=progress,
+        )
     for line in closing_lines(result):
         print(line, file=sys.stderr)
     if result.interrupted:
@@ -268,7 +294,7 @@ def closing_lines(result: SweepResult) -> Iterator[str]:
         yield f"stopped: {recorded} of {result.total} recorded in {result.out}; the same command goes on from there"
     elif result.left_out:
         yield (
-            f"no time for {len(result.left_out)} of {result.total}, from {result.left_out[0]} on; "
+            f"no time for {len(result.left_out)} of {result.total}, {result.left_out[0]} the first of them; "
             "the same command goes on from there"
         )
     if result.failed:

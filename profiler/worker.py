@@ -98,29 +98,42 @@ def _dump_history(file: str, cuda: Any) -> None:
         print(f"ullage: {file}: no snapshot: {error}", file=sys.stderr)
 
 
+_FRAMES = 12
+"""Calls that a record keeps of where a run failed."""
+
 _CPU_OOM = re.compile(r"DefaultCPUAllocator: .*?you tried to allocate (\d+) bytes", re.S)
 _CUDA_OOM = re.compile(r"Tried to allocate ([\d.]+) (KiB|MiB|GiB)")
+_LIBRARY_OOM = re.compile(r"CUDA error: out of memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED")
+"""What a library says whose own allocation failed, outside PyTorch's allocator."""
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def _failure(error: Exception, asked: list[tuple[int, int]], phase: str, meter: Meter | None) -> dict[str, Any]:
     """How the run ended: out of memory, or an error."""
     message = str(error).strip()
-    on_cpu = _CPU_OOM.search(message)
-    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or on_cpu is not None
+    is_told = _CPU_OOM.search(message) or _LIBRARY_OOM.search(message)
+    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or is_told is not None
     wanted, free = asked[-1] if asked else (_asked_bytes(message), None)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{os.path.basename(last.filename)}:{last.lineno}"
+    frames = [f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
     return {
         "status": "oom" if is_oom else "error",
         "failure": {
             "phase": phase,
-            "message": message[:600] if is_oom else f"{type(error).__name__}: {message[:600]} ({place})",
+            "message": message[:600] if is_oom else f"{type(error).__name__}: {message[:600]} ({frames[-1]})",
+            "frames": frames[-_FRAMES:],
             "asked_bytes": wanted,
             "free_bytes": free,
         },
-        "last": asdict(meter.end(phase)) if is_oom and meter is not None else None,  # type: ignore[arg-type]
+        "last": _last(meter, phase) if is_oom and meter is not None else None,
     }
+
+
+def _last(meter: Meter, phase: str) -> dict[str, Any] | None:
+    """The phase that ran out of memory, if the device still answers."""
+    try:
+        return asdict(meter.end(phase))  # type: ignore[arg-type]
+    except Exception:
+        return None
 
 
 def _asked_bytes(message: str) -> int | None:

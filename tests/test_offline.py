@@ -2,8 +2,12 @@
 
 import importlib.util
 import sys
+import tarfile
+import time
+import tomllib
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,6 +90,43 @@ def test_the_run_sees_the_wheels_and_the_repository_and_returns_the_exit_code(
     site = install[install.index("--target") + 1]
     assert environment["PYTHONPATH"].split(":")[:2] == [site, str(BENCHMARKS.parent)]
     assert sweep[3:7] == ["sweep", "m.toml", "--device", "cuda"]
+
+
+def test_records_are_archived_even_where_the_sweep_fails(
+    offline: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out, wheels, archive = tmp_path / "out", tmp_path / "wheels", tmp_path / "records.tar.gz"
+    out.mkdir()
+    wheels.mkdir()
+    monkeypatch.setattr(offline, "_ARCHIVE_STEP_SECONDS", 0.01)
+    seen: list[list[str]] = []
+
+    def call(command: list[str], env: dict[str, str] | None = None) -> int:
+        assert command[-2:] == ["--timeout-s", "9"]
+        for name in ("a", "b"):
+            (out / f"{name}.json").write_text(name)
+            deadline = time.monotonic() + 10
+            while names(archive)[-1:] != [f"{name}.json"] and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen.append(names(archive))
+        return 1
+
+    options = ["--timeout-s", "9"]
+    code = offline.run(Path("m"), out=out, budget_s=9, folder=wheels, archive=archive, options=options, call=call)
+    assert (code, seen) == (1, [["a.json"], ["a.json", "b.json"]])
+
+
+def names(archive: Path) -> list[str]:
+    if not archive.exists():
+        return []
+    with tarfile.open(archive) as tar:
+        return tar.getnames()
+
+
+def test_the_records_name_the_version_that_made_them(offline: ModuleType, tmp_path: Path) -> None:
+    offline._say_version(tmp_path)
+    (told,) = metadata.distributions(name="ullage", path=[str(tmp_path)])
+    assert told.version == tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_what_is_missing_is_said(offline: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

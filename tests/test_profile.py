@@ -21,7 +21,7 @@ from analytic.compare import compare
 from analytic.errors import UllageError, UsageError
 from analytic.measurement import Device, MeasuredModel, Measurement, Phase, measurement_document
 from analytic.request import Request
-from profiler import run, worker
+from profiler import nvml, run, worker
 from profiler.case import Case
 from profiler.meters import CpuMeter, CudaMeter, Timeline
 from profiler.nvml import Nvml, refuse_if_busy
@@ -288,6 +288,9 @@ class FakeCuda:
     def init(self) -> None:
         self.calls.append("init")
 
+    def is_initialized(self) -> bool:
+        return "init" in self.calls
+
     def synchronize(self) -> None:
         self.calls.append("synchronize")
 
@@ -386,6 +389,30 @@ def test_where_the_driver_does_not_know_this_process_its_growth_since_before_the
     assert meter.end("load").device_used_bytes == 500 * MIB
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "_SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr(nvml, "_SETTLING_STEP_SECONDS", 0.001)
+
+
+def test_memory_that_an_ended_process_gives_back_late_is_waited_for(impatient: None) -> None:
+    class Draining(FakeNvml):
+        def nvmlDeviceGetMemoryInfo(self, handle: str, **flags: Any) -> Any:
+            self.used = max(4 * MIB, self.used // 2)
+            return super().nvmlDeviceGetMemoryInfo(handle, **flags)
+
+    refuse_if_busy(Nvml(Draining(used=600 * MIB)), f"GPU-{UUID}")
+
+
+def test_a_growth_that_others_have_undone_is_not_known() -> None:
+    library = FakeNvml(used=100 * MIB)
+    meter = CudaMeter(FakeCuda(), Nvml(library))
+    meter.open()
+    library.used = 40 * MIB
+    assert meter.end("load").device_used_bytes is None
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_busy_gpu_is_refused_with_who_and_how_much() -> None:
     busy = Nvml(FakeNvml(used=600 * MIB, processes=(SimpleNamespace(pid=41, usedGpuMemory=590 * MIB),)))
     with pytest.raises(UllageError, match=r"600 MiB are used by someone's trainer \(pid 41, 590 MiB\)"):
@@ -393,6 +420,26 @@ def test_a_busy_gpu_is_refused_with_who_and_how_much() -> None:
     with pytest.raises(UllageError, match="not visible from here"):
         refuse_if_busy(Nvml(FakeNvml(used=600 * MIB)), f"GPU-{UUID}")
     refuse_if_busy(Nvml(FakeNvml(used=4 * MIB)), f"GPU-{UUID}")
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ("CUDA error: out of memory", "oom"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "oom"),
+        ("CUDA error: an illegal memory access was encountered", "error"),
+    ],
+)
+def test_what_a_library_could_not_allocate_is_out_of_memory_too(message: str, status: str) -> None:
+    def broken() -> None:
+        raise RuntimeError("no device")
+
+    meter = CudaMeter(SimpleNamespace(synchronize=broken), None)
+    try:
+        raise RuntimeError(message)
+    except RuntimeError as raised:
+        told = worker._failure(raised, [], "decode", meter)
+    assert (told["status"], told["last"]) == (status, None)
 
 
 def test_an_out_of_memory_error_tells_what_was_asked_and_free(tmp_path: Path) -> None:
@@ -405,6 +452,7 @@ def test_an_out_of_memory_error_tells_what_was_asked_and_free(tmp_path: Path) ->
         told = worker._failure(raised, [], "decode", meter)
         exact = worker._failure(raised, [(2684354561, 7)], "decode", meter)
     assert told["status"] == "oom"
+    assert told["failure"]["frames"][-1].startswith("test_profile.py:")
     assert told["failure"]["asked_bytes"] == 2.5 * 2**30
     assert (exact["failure"]["asked_bytes"], exact["failure"]["free_bytes"]) == (2684354561, 7)
 

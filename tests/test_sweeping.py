@@ -134,6 +134,31 @@ def test_a_budget_stops_before_a_case_that_would_not_end(cases: tuple[Case, ...]
         sweep(cases, device="cpu", out=tmp_path / "o", budget_s=-1, measure=device.measure)
 
 
+def test_a_case_too_long_for_what_is_left_makes_room_for_shorter_ones(
+    cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = {case.id: 10**9 for case in cases} | {cases[1].id: 10**12}
+    monkeypatch.setattr("profiler.sweep._parameters", lambda case: sizes[case.id])
+    device = Device(cases)
+    done = sweep(cases, device="cpu", out=tmp_path / "o", budget_s=100, measure=device.measure, clock=device.clock)
+    assert (done.left_out, device.asked) == ((cases[1].id,), [cases[0].id, cases[2].id, cases[3].id])
+
+
+@pytest.mark.parametrize(("budget_s", "timeout_s", "limit"), [(None, 7, 7), (100, 7, 7), (5, 7, 5), (None, None, None)])
+def test_a_case_gets_what_is_left_or_its_own_limit(
+    cases: tuple[Case, ...], budget_s: float | None, timeout_s: float | None, limit: float | None, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def measure(case: Case, **flags: Any) -> Measurement:
+        asked.append(flags["timeout_s"])
+        return made_up(id=case.id, weights=10)
+
+    times = {"budget_s": budget_s, "timeout_s": timeout_s}
+    sweep(cases[:1], device="cpu", out=tmp_path / "o", measure=measure, clock=lambda: 0.0, **times)
+    assert asked == [limit]
+
+
 def test_a_damaged_record_is_measured_again_and_kept(cases: tuple[Case, ...], tmp_path: Path) -> None:
     file = tmp_path / f"{cases[0].id}.json"
     file.write_text('{"half": ')
