@@ -301,6 +301,8 @@ def read_record(file: Path, record: type[Record]) -> Record:
 
 
 def _bytes(file: Path) -> bytes:
+    if file.exists() and not file.is_file():
+        raise UllageError(f"{file}: not a file")
     try:
         return file.read_bytes()
     except OSError as error:
@@ -309,9 +311,13 @@ def _bytes(file: Path) -> bytes:
 
 def _json(raw: bytes, file: Path) -> Any:
     try:
-        return json.loads(raw)
+        return json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise UllageError(f"{file}: not JSON: {error}", hint="remove the file, or measure again") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_measurements(paths: Iterable[Path]) -> tuple[Measurement, ...]:

@@ -323,12 +323,13 @@ def _explained(parent: Path, what: str) -> Iterator[None]:
 
 def _require_space(directory: Path, needed_bytes: int) -> None:
     """Refuse, before the disk fills, a file that would be written in full and does not fit."""
-    if keeps_holes(directory):
-        return
     free_bytes = shutil.disk_usage(directory).free
-    if needed_bytes > _USABLE_FREE_FRACTION * free_bytes:
+    if needed_bytes <= _USABLE_FREE_FRACTION * free_bytes:
+        return
+    has_room_to_try = free_bytes > 2 * _PROBE_BYTES  # reading a hole of a full tmpfs is a bus error
+    if not (has_room_to_try and keeps_holes(directory)):
+        reason = "files have no holes here" if has_room_to_try else "the file system is full"
         raise UllageError(
-            f"{directory.parent}: files have no holes here, and {needed_bytes:,} bytes do not fit"
-            f" into {free_bytes:,} free bytes",
+            f"{directory.parent}: {reason}, and {needed_bytes:,} bytes do not fit into {free_bytes:,} free bytes",
             hint=_ELSEWHERE,
         )

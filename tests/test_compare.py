@@ -1,6 +1,7 @@
 """The arithmetic of comparing, on figures made up; and the records themselves, as files."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def test_a_record_is_read_as_it_was_written(record: Path) -> None:
         (lambda d: d | {"phases": [{"name": "load", "seconds": -1.0}]}, "negative"),
         (lambda d: d | {"request": d["request"] | {"batch_size": 0}}, "batch-size"),
         (lambda d: d | {"weights_by_format": {"bfloat16": "many"}}, "weights_by_format"),
+        (lambda d: d | {"phases": [{"name": "load", "seconds": float("nan")}]}, "NaN"),
         (lambda d: [d], "not a measurement"),
     ],
 )
@@ -128,6 +130,12 @@ def test_a_record_that_was_cut_off_is_named(record: Path) -> None:
     record.write_text(record.read_text()[:100])
     with pytest.raises(UllageError, match=r"run\.json: not JSON"):
         read_measurements([record.parent])
+
+
+def test_a_pipe_is_no_record(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UllageError, match="not a file"):
+        read_measurements([tmp_path / "pipe.json"])
 
 
 def test_folders_are_read_through_and_other_records_passed_over(record: Path, tmp_path: Path) -> None:

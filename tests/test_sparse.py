@@ -386,8 +386,16 @@ def test_without_holes_a_twentieth_of_the_disk_stays_free(
     if fits:
         make_one(tmp_path)
     else:
-        with pytest.raises(UllageError, match="no holes"):
+        with pytest.raises(UllageError, match=r"do not fit into"):
             make_one(tmp_path)
+
+
+def test_a_full_file_system_is_not_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Reading a hole of a full tmpfs ends the process by SIGBUS."""
+    monkeypatch.setattr(sparse, "keeps_holes", lambda _: pytest.fail("probed"))
+    monkeypatch.setattr(shutil, "disk_usage", disk_with_free(100_000))
+    with pytest.raises(UllageError, match="is full"):
+        make_one(tmp_path)
 
 
 def test_a_hole_that_reading_fills_is_none(tmp_path: Path) -> None:
