@@ -114,19 +114,24 @@ def quantization_config(request: Request, *, device: str) -> Any:
 def _serve(model: Any, request: Request, meter: Meter, phases: _Phases) -> None:
     with meter.watching(model), torch.no_grad(), _second_forward(model, phases):
         phases.begin("prefill")
-        ids, mask = _prompt(model, request)
-        out = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=request.output_tokens,
-            min_new_tokens=request.output_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-            return_dict_in_generate=True,
-        )
+        out = generate(model, request)
         phases.end(out.past_key_values)
-        del out, ids, mask
+        del out
+
+
+def generate(model: Any, request: Request) -> Any:
+    """What ``model.generate`` returns for a random prompt: greedy, and never ended early."""
+    ids, mask = _prompt(model, request)
+    return model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=request.output_tokens,
+        min_new_tokens=request.output_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+    )
 
 
 def _prompt(model: Any, request: Request) -> tuple[torch.Tensor, torch.Tensor]:

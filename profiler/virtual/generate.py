@@ -1,0 +1,99 @@
+"""A request on the virtual GPU: load and generate once on fakes, as far as the steps' law needs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from analytic.request import Request
+from profiler.live_bytes import cache_storages
+from profiler.serve import generate
+from profiler.virtual.bnb import fake_bitsandbytes
+from profiler.virtual.device import fake_cuda
+from profiler.virtual.load import load
+from profiler.virtual.recorder import Recorder
+from profiler.virtual.simulate import Program
+from profiler.virtual.steps import TRACED_TOKENS, IrregularSteps, extrapolate
+from profiler.virtual.target import Target
+
+
+@contextmanager
+def virtual_gpu(target: Target, request: Request) -> Iterator[Recorder]:
+    """Within it everything on ``cuda`` is fake, and recorded."""
+    with ExitStack() as stack:
+        is_quantized = request.quantization not in (None, "none")
+        kernels = stack.enter_context(fake_bitsandbytes()) if is_quantized else {}
+        stack.enter_context(fake_cuda(target))
+        stack.enter_context(torch.no_grad())
+        yield stack.enter_context(Recorder(target, kernels))
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    """A model on the virtual GPU, and what its loading allocated."""
+
+    model: Any
+    recorder: Recorder
+    load_end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a request allocates."""
+
+    program: Program
+    sequence_state_bytes: tuple[int, int]
+    """Storages of the cache after the prefill, and at the end."""
+
+
+def load_model(config: Mapping[str, Any], request: Request, recorder: Recorder, *, stored: str) -> Loaded:
+    """Load it once; `serve` any number of requests with it."""
+    model = load(config, request, stored=stored)
+    recorder.name_resident(model)
+    return Loaded(model=model, recorder=recorder, load_end=len(recorder.trace.events))
+
+
+def serve(loaded: Loaded, request: Request, *, traced_tokens: int = TRACED_TOKENS) -> Run:
+    """Trace ``request``, its later decode steps by their law."""
+    if request.output_tokens > traced_tokens:
+        try:
+            return _traced(loaded, request, traced_tokens)
+        except IrregularSteps:
+            pass
+    return _traced(loaded, request, request.output_tokens)
+
+
+def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:
+    recorder = loaded.recorder
+    starts: list[int] = []
+    prefilled: list[int] = []
+
+    def begin(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        starts.append(len(recorder.trace.events))
+        if len(starts) == 2:
+            prefilled.extend(cache_storages(kwargs["past_key_values"]).values())
+
+    with recorder.fork(loaded.load_end) as trace, recorder.naming(loaded.model):
+        hook = loaded.model.register_forward_pre_hook(begin, with_kwargs=True)
+        try:
+            out = generate(loaded.model, replace(request, output_tokens=tokens))
+        finally:
+            hook.remove()
+        end = len(trace.events)
+        cached = cache_storages(out.past_key_values)
+        cached_births = [recorder.live[key] for key in cached]
+        extra = request.output_tokens - tokens
+        decode = extrapolate(trace, [*starts, end], extra=extra) if extra else None
+        final = sum(cached.values()) if decode is None else sum(decode.bytes_at_end(n, trace) for n in cached_births)
+        del out
+    return Run(
+        program=Program(
+            trace=trace.until(end),
+            load_end=loaded.load_end,
+            prefill_end=starts[1] if len(starts) > 1 else end,
+            decode=decode,
+        ),
+        sequence_state_bytes=(sum(prefilled) or final, final),
+    )

@@ -1,0 +1,188 @@
+"""Follows every storage on the virtual GPU from birth to death, as the caching allocator would be asked for it."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from analytic.errors import UllageError
+from profiler.virtual.hidden import Hidden, hidden_allocations
+from profiler.virtual.target import Target
+from profiler.virtual.values import Unknown, Values
+
+
+_OWN_KERNELS = frozenset({"bitsandbytes"})
+
+
+class Birth(NamedTuple):
+    """An allocation."""
+
+    bytes: int
+    op: str
+    """The operation whose result it is, or the library that took it."""
+    module: str
+    """Name of the innermost module that ran, or of the parameter that it became."""
+    shape: tuple[int, ...]
+    dtype: str
+    library: bool = False
+    """Whether a library keeps it for good."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What was allocated and freed, in order."""
+
+    births: list[Birth] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+    """``n``: birth number n; ``~n``: its death."""
+
+    def until(self, end: int) -> "Trace":
+        """The trace up to an event."""
+        return Trace(self.births, self.events[:end])
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records what operations on fake CUDA tensors allocate, and answers what depends on values that are known."""
+
+    def __init__(self, target: Target, kernels: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = Trace()
+        self.live: dict[int, int] = {}
+        """Birth number by the address of the storage."""
+        self._target = target
+        self._kernels = kernels or {}
+        self._values = Values()
+        self._deaths: dict[int, weakref.ref[Any]] = {}
+        self._libraries: set[str] = set()
+        self._modules: list[str] = []
+        self._depth = 0
+        """Kernels of libraries that run."""
+
+    @contextmanager
+    def fork(self, end: int) -> Iterator[Trace]:
+        """Record on from event number ``end`` in a trace of its own, so that a loaded model can serve again."""
+        before = self.trace
+        births = sum(event >= 0 for event in before.events[:end])
+        self.trace = Trace(before.births[:births], before.events[:end])
+        libraries, self._libraries = self._libraries, set()
+        try:
+            yield self.trace
+        finally:
+            self.trace, self._libraries = before, libraries
+
+    def birth_of(self, tensor: torch.Tensor) -> int | None:
+        """The number of the birth of ``tensor``'s storage; None off the device."""
+        return self.live.get(tensor.untyped_storage()._cdata)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace in _OWN_KERNELS:
+            return self._run_kernel(func, args, kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            result = self._by_value(func, args, kwargs, error)
+            if not isinstance(result, torch.Tensor):
+                return result
+        hidden = hidden_allocations(func, args, kwargs, self._target)
+        op = func._schema.name
+        if hidden is not None:
+            self._take(hidden, op)
+        for value in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
+            if isinstance(value, torch.Tensor) and value.device.type == "cuda":
+                self._follow(value, op)
+        if hidden is not None:
+            self._give_back(hidden)
+        self._values.follow(func, args, kwargs, result)
+        return result
+
+    def _run_kernel(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a library's own Python code for CUDA in place of the shapes that it would return."""
+        name = func._schema.name + ("." + func._overloadname if func._overloadname != "default" else "")
+        kernel = self._kernels.get(name) or partial(func._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd)
+        self._depth += 1
+        try:
+            with self:
+                return kernel(*args, **kwargs)
+        finally:
+            self._depth -= 1
+
+    def _by_value(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+        try:
+            return self._values.compute(func, args, kwargs)
+        except Unknown as unknown:
+            if self._depth and func._schema.name == "aten::is_nonzero":
+                return False  # int8 asks whether there are outliers: none, as with the small weights of a sparse checkpoint
+            where = self._modules[-1] if self._modules else "generate"
+            raise UllageError(
+                f"{where}: {func} depends on the values of activations, which a virtual GPU has none of",
+                hint="profile it on a device: --device cuda or --device cpu",
+            ) from unknown
+
+    def _follow(self, tensor: torch.Tensor, op: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.live:
+            return
+        size = storage.nbytes()
+        if size == 0:
+            return
+        self.live[key] = self._born(size, op, tuple(tensor.shape), str(tensor.dtype)[6:])
+        self._deaths[key] = weakref.ref(storage, lambda _: self._died(key))
+
+    def _born(
+        self, size: int, op: str, shape: tuple[int, ...] = (), dtype: str = "uint8", *, library: bool = False
+    ) -> int:
+        trace = self.trace
+        number = len(trace.births)
+        trace.births.append(Birth(size, op, self._modules[-1] if self._modules else "", shape, dtype, library))
+        trace.events.append(number)
+        return number
+
+    def _died(self, key: int) -> None:
+        self.trace.events.append(~self.live.pop(key))
+        del self._deaths[key]
+
+    @contextmanager
+    def naming(self, model: torch.nn.Module) -> Iterator[None]:
+        """Tell births by the module of ``model`` that runs."""
+        names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
+
+        def enter(module: torch.nn.Module, _: Any) -> None:
+            self._modules.append(names.get(id(module)) or (self._modules[-1] if self._modules else ""))
+
+        def leave(*_: Any) -> None:
+            self._modules.pop()
+
+        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._modules.clear()
+
+    def name_resident(self, model: torch.nn.Module) -> None:
+        """Call the storages of parameters and buffers by their names."""
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            number = self.birth_of(tensor)
+            if number is not None:
+                self.trace.births[number] = self.trace.births[number]._replace(module=name)
+
+    def _take(self, hidden: Hidden, op: str) -> None:
+        for library, size in hidden.once:
+            if library not in self._libraries:
+                self._libraries.add(library)
+                self._born(size, library, library=True)
+        hidden.taken = [self._born(size, op) for size in hidden.before]
+
+    def _give_back(self, hidden: Hidden) -> None:
+        self.trace.events.extend(~number for number in hidden.taken)

@@ -1,0 +1,493 @@
+"""PyTorch's memory snapshots (``torch.cuda.memory._snapshot``) as events to replay; files are not trusted.
+
+A snapshot is JSON, or the pickle of ``_dump_snapshot``; either may be gzipped. Of a pickle only what builds plain
+containers and scalars is executed. Source of the format: torch/cuda/memory.py (``_snapshot``) and
+torch/csrc/cuda/memory_snapshot.cpp of torch 2.11 to 2.13.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import pickletools
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analytic.errors import UllageError, UsageError
+from profiler.virtual.alloc_conf import MIB, AllocConf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from profiler.virtual.replay import Event
+
+MOST_BYTES = 2**29
+"""Of a file, unzipped: half a gibibyte."""
+MOST_ROWS = 2**24
+"""Entries of a trace and blocks of segments, together."""
+_RECORD = (
+    "call torch.cuda.memory._record_memory_history() before the model is loaded, and "
+    "torch.cuda.memory._dump_snapshot('snapshot.pickle') at the end"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """One device's part of a snapshot."""
+
+    path: str
+    device: int
+    alloc_conf: str
+    """The settings, as they were last given to PyTorch; empty: the defaults."""
+    conf: AllocConf
+    """The settings that held at the end."""
+    events: tuple[Event, ...]
+    """Allocations that precede the trace, then what the trace tells."""
+    rows: tuple[int | None, ...]
+    """Of each event, its entry in the trace; None for those that precede it."""
+    num_events: int
+    """Entries of the trace."""
+    num_preceding: int
+    """Allocations whose beginning the trace does not tell: it is a ring, and recording may begin late."""
+    preceding_bytes: int
+    failed_rows: tuple[int, ...]
+    """Entries of requests that there was no memory for."""
+    num_emptied: int
+    """Times that the program emptied the cache."""
+    num_retries: int
+    """Times that the cache was given back, it may be for want of memory."""
+    num_streams: int
+    reserved_bytes: int
+    """Sum of the segments when the snapshot was taken."""
+    max_reserved_bytes: int
+    """The most that they were during the trace."""
+    warnings: tuple[str, ...] = ()
+
+
+def read_snapshot(path: Path, *, device: int | None = None) -> Snapshot:
+    """Read a snapshot; of one with events of several devices, the device's.
+
+    Raises:
+        UllageError: the file cannot be read, holds more than plain data, or is not a snapshot.
+        UsageError: several devices have events and none is named.
+    """
+    try:
+        return _snapshot(path, _decoded(_content(path)), device)
+    except _MalformedError as error:
+        raise UllageError(f"{path}: not a memory snapshot that can be replayed: {error}", hint=_RECORD) from error
+
+
+class _MalformedError(ValueError):
+    """What is wrong with a file, said of one part of it."""
+
+
+# The file
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise _MalformedError("it is not a file")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if data.startswith(b"\x1f\x8b"):
+            with gzip.open(io.BytesIO(data)) as unzipped:
+                data = unzipped.read(MOST_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _MalformedError(f"its gzip data is damaged ({error})") from error
+    except OSError as error:
+        raise UllageError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > MOST_BYTES:
+        raise UllageError(
+            f"{path}: larger than {MOST_BYTES // MIB} MiB",
+            hint="record without stacks: torch.cuda.memory._record_memory_history(context=None)",
+        )
+    return data
+
+
+def _decoded(data: bytes) -> Any:
+    if data.startswith(b"\x80"):
+        return _unpickled(data)
+    if not data.lstrip().startswith(b"{"):
+        raise _MalformedError("neither a pickle nor a JSON object")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise _MalformedError("its JSON is nested too deeply") from error
+    except ValueError as error:
+        raise _MalformedError(f"its JSON is damaged ({error})") from error
+
+
+def _unpickled(data: bytes) -> Any:
+    try:
+        return _PlainUnpickler(io.BytesIO(data)).load()
+    except _MalformedError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise _MalformedError("its pickle asks for too much memory") from error
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise _MalformedError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
+
+
+_PLAIN = (
+    *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
+    *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
+)
+"""Opcodes of builtin containers and scalars: none imports, calls, or allocates more than it reads."""
+
+
+class _Plain(dict[int, "Callable[[Any], None]"]):
+    """What executes each admitted opcode; any other is refused by its name."""
+
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        name = next((op.name for op in pickletools.opcodes if ord(op.code) == code), f"opcode {code}")
+        raise _MalformedError(f"its pickle holds more than plain data ({name})")
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """The standard library's unpickler in Python, whose memo is a dict that no index can blow up."""
+
+    dispatch = _Plain(
+        {ord(getattr(pickle, name)): pickle._Unpickler.dispatch[ord(getattr(pickle, name))] for name in _PLAIN}
+    )
+
+
+# Fields, none of which is taken on trust
+
+
+def _row(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _MalformedError(f"a {type(value).__name__} where an object is expected")
+    return value
+
+
+def _rows(row: dict[str, Any], name: str) -> Sequence[Any]:
+    value = row.get(name)
+    if not isinstance(value, list | tuple):
+        raise _MalformedError(f"no list {name!r}")
+    return value
+
+
+def _count(row: dict[str, Any], name: str) -> int:
+    value = row.get(name)
+    if type(value) is not int or not -(2**63) <= value < 2**64:
+        raise _MalformedError(f"no whole number {name!r}")
+    return value
+
+
+def _size(row: dict[str, Any], name: str) -> int:
+    if (value := _count(row, name)) < 0:
+        raise _MalformedError(f"{name!r} is negative")
+    return value
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise _MalformedError(f"no text {name!r}")
+    return value
+
+
+def _each(rows: Sequence[Any], what: str, use: Callable[[int, dict[str, Any]], None]) -> None:
+    """Use each row; an error names the row that it was in."""
+    number = 0
+    try:
+        for number, row in enumerate(rows):
+            use(number, _row(row))
+    except _MalformedError as error:
+        raise _MalformedError(f"{what} {number}: {error}") from error
+
+
+def _without_pool(row: dict[str, Any], name: str) -> None:
+    if row.get(name, (0, 0)) not in ((0, 0), [0, 0]):
+        raise _MalformedError("a private pool (CUDA graphs, torch.cuda.MemPool) is not simulated")
+
+
+# The snapshot
+
+
+def _snapshot(path: Path, document: Any, device: int | None) -> Snapshot:
+    top = _row(document)
+    traces, segments = _rows(top, "device_traces"), _rows(top, "segments")
+    if any(not isinstance(trace, list | tuple) for trace in traces):
+        raise _MalformedError("'device_traces' does not hold a list a device")
+    device = _device(traces, device)
+    rows = traces[device]
+    if len(rows) > MOST_ROWS:
+        raise _MalformedError(f"more than {MOST_ROWS:,} entries")
+    net, peak = _reserved(rows)
+    trace = _Trace(peak)
+    _each(rows, f"entry of device {device}'s trace", trace.follow)
+    trace.end_releases(None)
+    held = _Segments(trace, device)
+    _each(segments, "segment", held.add)
+    text, conf = _settings(top)
+    before = sorted(trace.before)
+    return Snapshot(
+        path=str(path),
+        device=device,
+        alloc_conf=text,
+        conf=conf,
+        events=(*(event for _, event in before), *trace.events),
+        rows=(*(None for _ in before), *trace.rows),
+        num_events=len(rows),
+        num_preceding=len(before),
+        preceding_bytes=sum(event[2] for _, event in before),
+        failed_rows=tuple(trace.failed_rows),
+        num_emptied=trace.num_emptied,
+        num_retries=trace.num_retries,
+        num_streams=len(trace.streams),
+        reserved_bytes=held.reserved_bytes,
+        max_reserved_bytes=held.reserved_bytes - net + peak,
+        warnings=tuple(_warnings(trace, held)),
+    )
+
+
+def _device(traces: Sequence[Sequence[Any]], asked: int | None) -> int:
+    recorded = [number for number, trace in enumerate(traces) if trace]
+    if asked is not None and asked not in recorded:
+        raise UsageError(f"device {asked} has no events in this snapshot", hint=f"devices with events: {recorded}")
+    if not recorded:
+        raise _MalformedError("no allocation was recorded")
+    if asked is None and len(recorded) > 1:
+        raise UsageError(f"devices {recorded} have events", hint="say which: --device 0")
+    return recorded[0] if asked is None else asked
+
+
+_GROWTH = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
+
+
+def _reserved(rows: Sequence[Any]) -> tuple[int, int]:
+    """What the trace adds to the segments in all, and at most until then."""
+    now = peak = 0
+
+    def grow(_: int, row: dict[str, Any]) -> None:
+        nonlocal now, peak
+        if sign := _GROWTH.get(_text(row, "action")):
+            now += sign * _size(row, "size")
+            peak = max(peak, now)
+
+    _each(rows, "entry", grow)
+    return now, peak
+
+
+class _Trace:
+    """Follows the entries of a trace and writes them down as events.
+
+    Args:
+        peak: the most that the trace adds to the segments, in bytes.
+    """
+
+    def __init__(self, peak: int) -> None:
+        self.events: list[Event] = []
+        self.rows: list[int] = []
+        self.before: list[tuple[int, tuple[str, int, int, int]]] = []
+        """(address, allocation) of what precedes the trace."""
+        self.live: dict[int, int] = {}
+        """Size asked for, of each address in use."""
+        self.seen: set[int] = set()
+        """Addresses that the trace tells of."""
+        self.streams: dict[int, int] = {}
+        """Number of each stream, as events have it."""
+        self.failed_rows: list[int] = []
+        self.num_emptied = self.num_retries = self.num_delayed = 0
+        self._names: dict[int, int] = {}
+        self._made = 0
+        self._peak = peak
+        self._reserved = 0
+        self._releasing_from: int | None = None
+        self._requested: int | None = None
+
+    def follow(self, number: int, row: dict[str, Any]) -> None:
+        """One entry."""
+        action = _text(row, "action")
+        if action not in _ACTIONS:
+            raise _MalformedError(f"unknown action {action[:40]!r}")
+        _without_pool(row, "pool_id")
+        if action not in ("segment_free", "segment_unmap"):
+            self.end_releases(row if action in ("segment_alloc", "segment_map", "oom") else None)
+        if (act := _ACTIONS[action]) is not None:
+            act(self, row)
+        if action == "oom":
+            self.failed_rows.append(number)
+        self.rows.extend([number] * (len(self.events) - len(self.rows)))
+
+    def precede(self, address: int, size: int, stream: int) -> int:
+        """An allocation that the trace does not tell of."""
+        name = self._name()
+        self.before.append((address, ("a", name, size, self._stream(stream))))
+        return name
+
+    def end_releases(self, row: dict[str, Any] | None) -> None:
+        """Note that segments were given back: by ``empty_cache``, or, as this entry may show, for want of memory.
+
+        Then the segment that there was no room for comes next, and with it there would have been more than there ever
+        was; or the request fails.
+        """
+        before, self._releasing_from = self._releasing_from, None
+        if before is None:
+            return
+        if row is not None and (row["action"] == "oom" or before + _size(row, "size") > self._peak):
+            self.num_retries += 1
+            self.events.append(("r",))
+        else:
+            self.num_emptied += 1
+            self.events.append(("e",))
+
+    def _name(self) -> int:
+        self._made += 1
+        return self._made
+
+    def _stream(self, stream: int) -> int:
+        return self.streams.setdefault(stream, len(self.streams))
+
+    def _alloc(self, row: dict[str, Any]) -> None:
+        address, size = _size(row, "addr"), _size(row, "size")
+        if address in self.live:
+            raise _MalformedError("an address is allocated that is in use; was it recorded with skip_actions?")
+        self.seen.add(address)
+        self.live[address] = size
+        name = self._names[address] = self._name()
+        self.events.append(("a", name, size, self._stream(_count(row, "stream"))))
+
+    def _free_requested(self, row: dict[str, Any]) -> None:
+        self._requested = _size(row, "addr")
+
+    def _free_completed(self, row: dict[str, Any]) -> None:
+        address = _size(row, "addr")
+        self.num_delayed += address != self._requested
+        if self.live.pop(address, None) is not None:
+            name = self._names.pop(address)
+        elif address not in self.seen:
+            name = self.precede(address, _size(row, "size"), _count(row, "stream"))
+        else:
+            raise _MalformedError("an address is freed that is not in use")
+        self.seen.add(address)
+        self.events.append(("f", name))
+
+    def _segment(self, row: dict[str, Any]) -> None:
+        growth = _GROWTH[row["action"]] * _size(row, "size")
+        if growth < 0 and self._releasing_from is None:
+            self._releasing_from = self._reserved
+        self._reserved += growth
+
+    def _oom(self, row: dict[str, Any]) -> None:
+        name = self._name()
+        self.events.append(("a", name, _size(row, "size"), self._stream(_count(row, "stream"))))
+        self.events.append(("f", name))
+
+
+_ACTIONS: dict[str, Callable[[_Trace, dict[str, Any]], None] | None] = {
+    "alloc": _Trace._alloc,
+    "free_requested": _Trace._free_requested,
+    "free_completed": _Trace._free_completed,
+    "segment_alloc": _Trace._segment,
+    "segment_map": _Trace._segment,
+    "segment_free": _Trace._segment,
+    "segment_unmap": _Trace._segment,
+    "oom": _Trace._oom,
+    "snapshot": None,
+    "workspace_snapshot": None,
+}
+
+_IN_USE = {"inactive": False, "active_allocated": True, "active_pending_free": True, "active_awaiting_free": True}
+"""States of blocks; those that wait for another stream are in use until their free completes."""
+
+
+class _Segments:
+    """Adds up a device's segments, and finds what was allocated before the trace and is still in use."""
+
+    def __init__(self, trace: _Trace, device: int) -> None:
+        self.reserved_bytes = 0
+        self.num_later = 0
+        """Blocks in use that the trace tells otherwise of."""
+        self.num_known = 0
+        self._trace = trace
+        self._device = device
+        self._num_blocks = 0
+        self._stream = 0
+
+    def add(self, _: int, segment: dict[str, Any]) -> None:
+        """One segment."""
+        if _count(segment, "device") != self._device:
+            return
+        _without_pool(segment, "segment_pool_id")
+        self.reserved_bytes += _size(segment, "total_size")
+        self._stream = _count(segment, "stream")
+        blocks = _rows(segment, "blocks")
+        self._num_blocks += len(blocks)
+        if self._num_blocks > MOST_ROWS:
+            raise _MalformedError(f"more than {MOST_ROWS:,} blocks")
+        _each(blocks, "block", self._block)
+
+    def _block(self, _: int, block: dict[str, Any]) -> None:
+        state = _text(block, "state")
+        if state not in _IN_USE:
+            raise _MalformedError(f"unknown state {state[:40]!r}")
+        if not _IN_USE[state]:
+            return
+        address, size = _size(block, "address"), _size(block, "requested_size")
+        if address not in self._trace.seen:
+            self._trace.precede(address, size, self._stream)
+        elif self._trace.live.get(address) == size:
+            self.num_known += 1
+        else:
+            self.num_later += 1
+
+
+def _settings(top: dict[str, Any]) -> tuple[str, AllocConf]:
+    """The settings as they were spelled, and as they were: those set at run time replace some, not all."""
+    try:
+        told = _row(top.get("allocator_settings"))
+        text = _text(told, "PYTORCH_CUDA_ALLOC_CONF")
+        most = _count(told, "max_split_size")
+        conf = replace(
+            AllocConf.parse(text),
+            max_split_bytes=None if most < 0 or most >= 2**63 - 1 else most,
+            garbage_collection_fraction=_fraction(told, "garbage_collection_threshold"),
+            expandable_segments=_flag(told, "expandable_segments"),
+            roundup_divisions=_divisions(_row(told.get("roundup_power2_divisions"))),
+        )
+    except (_MalformedError, UsageError) as error:
+        raise _MalformedError(f"allocator_settings: {error}") from error
+    return text, conf
+
+
+def _flag(row: dict[str, Any], name: str) -> bool:
+    value = row.get(name)
+    if not isinstance(value, bool):
+        raise _MalformedError(f"{name!r} is neither true nor false")
+    return value
+
+
+def _fraction(row: dict[str, Any], name: str) -> float:
+    value = row.get(name)
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise _MalformedError(f"{name!r} is no fraction")
+    return float(value)
+
+
+def _divisions(row: dict[str, Any]) -> tuple[int, ...]:
+    """Keyed by the MiB that the interval begins at."""
+    found = tuple(_size(row, str(2**power)) for power in range(len(AllocConf().roundup_divisions)))
+    if any(divisions.bit_count() > 1 for divisions in found):
+        raise _MalformedError("'roundup_power2_divisions' has one that is not a power of two")
+    return found
+
+
+def _warnings(trace: _Trace, held: _Segments) -> Iterator[str]:
+    if trace.num_delayed:
+        yield f"{trace.num_delayed:,} frees waited for another stream; their memory counts as in use until then"
+    gone = len(trace.live) - held.num_known
+    if held.num_later or gone:
+        yield (
+            f"recording had ended when the snapshot was taken: {gone:,} allocations of the trace are not in its "
+            f"segments, {held.num_later:,} there are not the trace's; what precedes the trace is uncertain"
+        )
