@@ -200,6 +200,7 @@ def models(*, json: Flag = False) -> int:
 
 app.command("profiler.commands:profile", help="Load MODEL, generate, and measure what was really allocated.")
 app.command("profiler.commands:sweep", help="Measure every case of a matrix, the most valuable first.")
+app.command("profiler.commands:replay", help="What a memory snapshot would need under other allocator settings.")
 
 
 @app.command

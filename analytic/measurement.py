@@ -67,9 +67,10 @@ class Device:
     sms: int | None = None
     driver: str | None = None
     cuda: str | None = None
-    used_basis: Literal["nvml-process", "nvml-device-delta", "mem-get-info"] | None = None
+    used_basis: Literal["nvml-process", "nvml-device-delta", "mem-get-info", "assumed-context"] | None = None
     """How `device_used_bytes` was read: NVML's figure for this process; the growth of NVML's figure for the GPU since
-    before the context; or total less free as CUDA tells, which includes what others and the driver hold."""
+    before the context; total less free as CUDA tells, which includes what others and the driver hold; or, on a virtual
+    GPU, what its allocator reserved and an assumed context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,10 @@ class Failure:
     """What the device had free then."""
     frames: tuple[str, ...] = ()
     """Where it failed, innermost call last: ``file.py:12 function``."""
+    module: str | None = None
+    """The module that ran, or the parameter that was loaded; only a virtual GPU tells."""
+    token: int | None = None
+    """Tokens that each sequence had generated; only a virtual GPU tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,53 @@ class ModuleRow:
     count: int
     bytes: int
     """Storages of all of them, with their quantisation state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTensors:
+    """Tensors that differ only in their layer."""
+
+    bytes: int
+    """Of all of them."""
+    count: int
+    shape: tuple[int, ...]
+    dtype: str
+    op: str
+    """The operation whose results they are."""
+    module: str
+    """The module that ran; ``{}`` stands for the layer index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """What set the peak of a phase; only a virtual GPU tells."""
+
+    phase: PhaseName
+    requested_bytes: int
+    """Asked for at that moment, before the allocator's rounding."""
+    op: str | None
+    module: str | None
+    tensors: tuple[LiveTensors, ...] = ()
+    """The largest tensors of the request that were live."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """The same run under other settings of the allocator; only a virtual GPU tells."""
+
+    alloc_conf: str
+    status: Status
+    max_reserved_bytes: int
+    saved_bytes: int
+    """Less reserved at most than under the settings that were measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A step of a search for the largest that survives."""
+
+    value: int
+    status: Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +229,12 @@ class Measurement:
     """Storages of the weights by dtype, quantised ones by format."""
     modules: tuple[ModuleRow, ...] = ()
     timeline: tuple[tuple[float, int | None, int | None, int | None], ...] = ()
-    """Samples: seconds, allocated, reserved, device bytes."""
+    """Samples: seconds (on a virtual GPU: allocator events), allocated, reserved, device bytes."""
+    peaks: tuple[Peak, ...] = ()
+    advice: tuple[Advice, ...] = ()
+    """The most saving first."""
+    tried: tuple[Tried, ...] = ()
+    """What a search tried before ``request``, which is the largest that survived."""
     meter: Meter | None = None
     failure: Failure | None = None
     notes: tuple[str, ...] = ()

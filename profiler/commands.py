@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from analytic.console import Flag, Whole, show
+from analytic.console import Flag, Output, Whole, show
 from analytic.errors import UllageError
 from analytic.measurement import SCHEMA_VERSION
 
@@ -24,7 +24,7 @@ def profile(
     model: str,
     /,
     *,
-    device: Literal["cuda", "cpu", "meta"],
+    device: str,
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
     quantization: Literal["bnb-nf4", "bnb-fp4", "bnb-int8", "none"] | None = None,
     double_quant: Flag = False,
@@ -40,6 +40,10 @@ def profile(
     snapshot: Path | None = None,
     allow_busy: Flag = False,
     timeout_s: float | None = None,
+    torch_version: str | None = None,
+    alloc_conf: str | None = None,
+    advice: Flag = False,
+    find: Literal["max-batch", "max-prompt", "max-output"] | None = None,
     json: Flag = False,
     output: Folder = None,
 ) -> int:
@@ -51,6 +55,7 @@ def profile(
         Catalogue name, Hub id, directory or config.json. Its weights need not be here: their values do not matter.
     device
         cuda: PyTorch's allocator and the driver. cpu: tensor storages and the resident set. meta: weights alone.
+        virtual:h200, virtual:rtx-4090, …: a simulated GPU, on any machine (`ullage gpus` lists them).
     dtype
         Dtype of what is not quantised; auto takes the publisher's.
     quantization
@@ -81,6 +86,14 @@ def profile(
         Measure although other processes use the GPU.
     timeout_s
         Give up after so many seconds.
+    torch_version
+        PyTorch on the virtual GPU (default: as installed here).
+    alloc_conf
+        Allocator settings on the virtual GPU, as PYTORCH_ALLOC_CONF spells them.
+    advice
+        Run again on the virtual GPU under other allocator settings, and say what each would save.
+    find
+        Search the largest batch, prompt or output that the virtual GPU survives.
     json
         Print one JSON document.
     output
@@ -90,6 +103,7 @@ def profile(
     from analytic.quantity import parse_tokens
     from analytic.request import Request
     from profiler.case import Case
+    from profiler.virtual.target import VirtualOptions
 
     request = Request(
         dtype=dtype,
@@ -114,6 +128,7 @@ def profile(
                 allow_busy=allow_busy,
                 timeout_s=timeout_s,
                 on_phase=on_phase,
+                virtual=VirtualOptions(torch_version=torch_version, alloc_conf=alloc_conf, advice=advice, find=find),
             )
     if output is not None:
         write_measurement(measured, output)
@@ -130,7 +145,7 @@ def sweep(
     matrix: Path,
     /,
     *,
-    device: Literal["cuda", "cpu", "meta"],
+    device: str,
     output: Folder = None,
     budget_s: float | None = None,
     timeout_s: float | None = None,
@@ -144,7 +159,7 @@ def sweep(
     matrix
         TOML file of models, formats, batch sizes and prompts (see benchmarks/).
     device
-        cuda, cpu or meta.
+        cuda, cpu, meta, or virtual:h200 and the like.
     output
         Folder of the records (default: results/ and the device's name).
     budget_s
@@ -178,6 +193,56 @@ def sweep(
         )
     show(done, json=json, document="profiler.commands:sweep_document", text="profiler.commands:print_sweep")
     return 1 if done.failed else 0
+
+
+def replay(
+    snapshot: Path,
+    /,
+    *,
+    alloc_conf: tuple[str, ...] = (),
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    device: Whole | None = None,
+    json: Flag = False,
+    output: Output = None,
+) -> int:
+    """What the allocations of a PyTorch memory snapshot need under other allocator settings or on another GPU.
+
+    Parameters
+    ----------
+    snapshot
+        A file of torch.cuda.memory._dump_snapshot, or the same as JSON; may be gzipped.
+    alloc_conf
+        Settings as in PYTORCH_ALLOC_CONF: expandable_segments:True; can be given again.
+    gpu
+        A GPU of `ullage gpus` that it has to fit on; an assumed context is taken off.
+    gpu_memory
+        Memory that PyTorch may reserve: 20GiB.
+    device
+        Device of the snapshot, where several have events.
+    json
+        Print one JSON document.
+    output
+        Write the JSON document to this file.
+    """
+    from profiler.virtual.replay import capacity, replay_snapshot
+    from profiler.virtual.snapshot import read_snapshot
+
+    capacity_bytes, context_bytes = capacity(gpu=gpu, gpu_memory=gpu_memory)
+    answer = replay_snapshot(
+        read_snapshot(snapshot, device=device),
+        alloc_conf,
+        capacity_bytes=capacity_bytes,
+        context_bytes=context_bytes,
+    )
+    show(
+        answer,
+        json=json,
+        output=output,
+        document="analytic.report.replay:replay_document",
+        text="analytic.report.replay:print_replay",
+    )
+    return 3 if answer.fits is False else 0
 
 
 def sweep_document(done: "SweepResult") -> dict[str, Any]:

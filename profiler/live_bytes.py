@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def cache_storages(cache: Any) -> dict[int, int]:
     """Bytes of the storages of a transformers cache, by address: keys, values, recurrent states."""
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _cached(cache)}
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a forward pass; state space models call it otherwise."""
+    return arguments.get("past_key_values", arguments.get("cache_params"))
 
 
 def _cached(cache: Any) -> Iterator[torch.Tensor]:

@@ -17,22 +17,28 @@ from typing import Any
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import serving_dtype
 from analytic.measurement import (
+    Advice,
     Device,
     Failure,
+    LiveTensors,
     MeasuredModel,
     Measurement,
     Meter,
     ModuleRow,
+    Peak,
     Phase,
+    Tried,
 )
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
 from analytic.models.twin import twin_config
+from analytic.request import Request
 from profiler.case import Case
 from profiler.nvml import first_visible, open_nvml, refuse_if_busy
 from profiler.scratch import scratch_directory
+from profiler.virtual.target import PREFIX, VirtualOptions, find_target, is_virtual
 
-DEVICES = ("cuda", "cpu", "meta")
+DEVICES = ("cuda", "cpu", "meta", f"{PREFIX}GPU")
 
 _POLL_SECONDS = 0.05
 
@@ -47,6 +53,9 @@ class _Source:
     revision: str | None
     weights: str
     """real, sparse or none."""
+    config: dict[str, Any] | None = None
+    """What a virtual GPU builds instead, and the dtype of its checkpoint."""
+    stored: str = "bfloat16"
 
 
 def profile(
@@ -57,8 +66,9 @@ def profile(
     allow_busy: bool = False,
     timeout_s: float | None = None,
     on_phase: OnPhase | None = None,
+    virtual: VirtualOptions | None = None,
 ) -> Measurement:
-    """Measure ``case`` on ``device`` in a process of its own.
+    """Measure ``case`` on ``device`` in a process of its own; ``virtual`` is for virtual GPUs.
 
     Running out of memory, an error while loading or serving and a killed process are statuses of the measurement.
 
@@ -68,6 +78,11 @@ def profile(
     require_device(device)
     if snapshot is not None and device != "cuda":
         raise UsageError("--snapshot: only PyTorch's CUDA allocator keeps one", hint="add --device cuda")
+    options = virtual or VirtualOptions()
+    if is_virtual(device):
+        find_target(device, torch=options.torch_version, alloc_conf=options.alloc_conf)
+    elif options != VirtualOptions():
+        raise UsageError(f"--device {device} is no virtual GPU", hint="add --device virtual:h200")
     model = resolve(case.model, revision=case.revision)
     request = replace(case.request, dtype=serving_dtype(model, case.request))
     if device == "cuda" and not allow_busy:
@@ -79,6 +94,9 @@ def profile(
             "request": asdict(request),
             "device": device,
             "snapshot": str(snapshot.absolute()) if snapshot else None,
+            "config": source.config,
+            "stored": source.stored,
+            **asdict(options),
         }
         told = _watch(job, timeout_s=timeout_s, on_phase=on_phase or (lambda _: None))
     return _measurement(case, model, request, source, told)
@@ -90,7 +108,9 @@ def require_device(device: str) -> None:
     Raises:
         UllageError: unknown, or not there.
     """
-    if device not in DEVICES:
+    if is_virtual(device):
+        find_target(device)
+    elif device not in DEVICES:
         raise UsageError(f"--device: {device!r} is not known", hint=f"one of {', '.join(DEVICES)}")
     if device == "cuda":
         from profiler.meters import require_cuda
@@ -101,7 +121,7 @@ def require_device(device: str) -> None:
 def device_slug(device: str) -> str:
     """The folder of a device's records: ``cpu``, ``nvidia-h200``."""
     if device != "cuda":
-        return device
+        return slug(device)
     nvml = open_nvml()
     uuid = first_visible(nvml) if nvml else None
     return slug(nvml.name(uuid)) if nvml and uuid else "cuda"
@@ -121,6 +141,8 @@ def _refuse_busy_gpu() -> None:
 
 def _source(case: Case, model: Model, dtype: str, device: str) -> AbstractContextManager[_Source]:
     """Real weights where they are asked for or lie in a directory, else a sparse checkpoint that goes away again."""
+    if is_virtual(device):
+        return nullcontext(_shapes(case, model, dtype))
     local = Path(case.model).expanduser()
     here = local.is_dir() and any(local.glob("*.safetensors"))
     if case.weights == "real" or (case.weights == "auto" and here and case.twin_layers is None):
@@ -133,17 +155,34 @@ def _source(case: Case, model: Model, dtype: str, device: str) -> AbstractContex
 
 @contextmanager
 def _sparse(case: Case, model: Model, dtype: str, weights: str) -> Iterator[_Source]:
-    from profiler.models import BUILT_AS
     from profiler.sparse import sparse_checkpoint
 
+    with sparse_checkpoint(_config(case, model), dtype=_stored(model, dtype)) as checkpoint:
+        yield _Source(folder=str(checkpoint.path), revision=None, weights=weights)
+
+
+def _shapes(case: Case, model: Model, dtype: str) -> _Source:
+    if case.weights != "auto":
+        raise UsageError(f"--weights {case.weights}: a virtual GPU has no values", hint="leave --weights out")
+    config = _config(case, model)
+    if (native := config.pop("quantization_config", None)) is not None:
+        raise UsageError(
+            f"{model.id}: a virtual GPU does not load {native.get('quant_method')} checkpoints yet",
+            hint="--quantization none profiles it dequantised",
+        )
+    return _Source(folder="", revision=None, weights="none", config=config, stored=_stored(model, dtype))
+
+
+def _config(case: Case, model: Model) -> dict[str, Any]:
+    """What is built: the twin, unquantised if so asked."""
     config = dict(model.config) if case.twin_layers is None else twin_config(model.config, layers=case.twin_layers)
     if case.request.quantization == "none":
         config.pop("quantization_config", None)
-    model_type = str(config["model_type"])
-    config["model_type"] = BUILT_AS.get(model_type, model_type)
-    stored = model.dtype if model.dtype in ("float32", "float16", "bfloat16") else dtype
-    with sparse_checkpoint(config, dtype=stored) as checkpoint:
-        yield _Source(folder=str(checkpoint.path), revision=None, weights=weights)
+    return config
+
+
+def _stored(model: Model, dtype: str) -> str:
+    return model.dtype if model.dtype in ("float32", "float16", "bfloat16") else dtype
 
 
 @dataclass(kw_only=True)
@@ -256,7 +295,7 @@ def _measurement(case: Case, model: Model, request: Any, source: _Source, told: 
             weights=source.weights,  # type: ignore[arg-type]
             twin_layers=case.twin_layers,
         ),
-        request=request,
+        request=Request(**facts["request"]) if "request" in facts else request,
         device=Device(**{**device, "capability": device["capability"] and tuple(device["capability"])}),
         software=facts.get("software", {}),
         phases=tuple(Phase(**phase) for phase in told.phases),
@@ -264,9 +303,18 @@ def _measurement(case: Case, model: Model, request: Any, source: _Source, told: 
         weights_by_format=facts.get("weights_by_format", {}),
         modules=tuple(ModuleRow(**row) for row in facts.get("modules", ())),
         timeline=tuple(tuple(sample) for sample in facts.get("timeline", ())),
+        peaks=tuple(_peak(peak) for peak in facts.get("peaks", ())),
+        advice=tuple(Advice(**advice) for advice in facts.get("advice", ())),
+        tried=tuple(Tried(**tried) for tried in facts.get("tried", ())),
+        notes=tuple(facts.get("notes", ())),
         meter=Meter(**facts["meter"]) if "meter" in facts else None,
         failure=_failure(end["failure"]) if end.get("failure") else None,
     )
+
+
+def _peak(told: dict[str, Any]) -> Peak:
+    tensors = (LiveTensors(**{**tensors, "shape": tuple(tensors["shape"])}) for tensors in told["tensors"])
+    return Peak(**{**told, "tensors": tuple(tensors)})
 
 
 def _failure(told: dict[str, Any]) -> Failure:

@@ -14,6 +14,7 @@ import transformers
 
 from analytic.measurement import PhaseName
 from analytic.request import Request
+from profiler.live_bytes import cache_in
 from profiler.meters import Meter, Timeline
 from profiler.models import model_class
 from profiler.tensors import held, module_rows, weights_by_format
@@ -38,6 +39,14 @@ class Job:
     """``cuda``, ``cpu`` or ``meta``."""
     snapshot: str | None = None
     """File for PyTorch's own memory snapshot."""
+    config: dict[str, Any] | None = None
+    """What a virtual GPU builds; it loads no folder. The rest is for it alone too."""
+    stored: str = "bfloat16"
+    """Dtype of the checkpoint."""
+    torch_version: str | None = None
+    alloc_conf: str | None = None
+    advice: bool = False
+    find: str | None = None
 
 
 def measure(job: Job, meter: Meter, emit: Emit) -> None:
@@ -72,6 +81,8 @@ class _Phases:
     def __init__(self, meter: Meter, emit: Emit) -> None:
         self._meter, self._emit = meter, emit
         self._name: PhaseName = "context"
+        self.cache: Any = None
+        """The one that decodes."""
 
     def begin(self, name: PhaseName) -> None:
         self._name = name
@@ -115,13 +126,16 @@ def _serve(model: Any, request: Request, meter: Meter, phases: _Phases) -> None:
     with meter.watching(model), torch.no_grad(), _second_forward(model, phases):
         phases.begin("prefill")
         out = generate(model, request)
-        phases.end(out.past_key_values)
+        phases.end(out.past_key_values or phases.cache)
+        phases.cache = None
         del out
 
 
 def generate(model: Any, request: Request) -> Any:
     """What ``model.generate`` returns for a random prompt: greedy, and never ended early."""
     ids, mask = _prompt(model, request)
+    if getattr(model.generation_config, "use_mtp", None):
+        model.generation_config.use_mtp = False  # no layers for it are loaded
     return model.generate(
         ids,
         attention_mask=mask,
@@ -155,7 +169,8 @@ def _second_forward(model: Any, phases: _Phases) -> Iterator[None]:
         nonlocal calls
         calls += 1
         if calls == 2:
-            phases.end(kwargs.get("past_key_values"))
+            phases.cache = cache_in(kwargs)
+            phases.end(phases.cache)
             phases.begin("decode")
 
     handle = model.register_forward_pre_hook(count, with_kwargs=True)

@@ -20,6 +20,7 @@ from analytic.request import Request
 from profiler.meters import CpuMeter, CudaMeter, Meter, require_cuda
 from profiler.nvml import open_nvml
 from profiler.serve import Job, measure
+from profiler.virtual.target import is_virtual
 
 _CUDA_HISTORY = 1_000_000
 """Events that PyTorch's snapshot keeps at most."""
@@ -44,6 +45,10 @@ def run(job: Job, emit: _Events, *, cuda: Any = torch.cuda) -> None:
     meter: Meter | None = None
     asked: list[tuple[int, int]] = []
     try:
+        if is_virtual(job.device):
+            from profiler.virtual.measure import measure as measure_virtual
+
+            return measure_virtual(job, emit)
         meter = CudaMeter(cuda, open_nvml()) if job.device == "cuda" else CpuMeter(job.device)  # type: ignore[arg-type]
         if job.device == "cuda":
             require_cuda(cuda)

@@ -8,6 +8,8 @@ from rich.text import Text
 from analytic.measurement import Measurement, Phase
 from analytic.quantity import GiB
 
+MIB = 2**20
+
 _PHASE_COLUMNS = {
     "allocated": "allocated_bytes",
     "peak": "max_allocated_bytes",
@@ -22,16 +24,22 @@ _BASES = {
     "nvml-process": "the driver's figure for this process",
     "nvml-device-delta": "the growth of the driver's figure for the GPU",
     "mem-get-info": "total less free: other processes and the driver included",
+    "assumed-context": "what the allocator reserved, and a context as assumed from reports",
 }
 
 
 def print_measurement(measurement: Measurement, console: Console) -> None:
     """What was run and how it ended, then what it took."""
+    if measurement.tried:
+        tried = ", ".join(f"{t.value:,} {'fits' if t.status == 'ok' else 'does not'}" for t in measurement.tried)
+        console.print(f"[dim]tried {tried}[/]")
     console.print(Text.assemble(_what(measurement), (_outcome(measurement), _colour(measurement))))
     console.print()
     if len(measurement.phases) > 1:
         _print_phases(measurement, console)
     _print_ledger(measurement, console)
+    _print_peaks(measurement, console)
+    _print_advice(measurement, console)
     _print_notes(measurement, console)
 
 
@@ -51,12 +59,15 @@ def _outcome(measurement: Measurement) -> str:
     failure = measurement.failure
     if failure is None:
         seconds = sum(phase.seconds for phase in measurement.phases)
-        return f"measured in {seconds:.1f} s."
+        verb = "simulated" if measurement.device.kind == "virtual" else "measured"
+        return f"{verb} in {seconds:.1f} s."
     if measurement.status == "error":
         return f"failed in {failure.phase}: {failure.message}"
     asked = "" if failure.asked_bytes is None else f", asked for {_gib(failure.asked_bytes)} GiB"
     free = "" if failure.free_bytes is None else f" with {_gib(failure.free_bytes)} GiB free"
-    return f"out of memory in {failure.phase}{asked}{free}."
+    where = f", {failure.module}" if failure.module else ""
+    token = f", output token {failure.token + 1:,}" if failure.token is not None else ""
+    return f"out of memory in {failure.phase}{token}{where}{asked}{free}."
 
 
 def _colour(measurement: Measurement) -> str:
@@ -99,6 +110,40 @@ def _print_ledger(measurement: Measurement, console: Console) -> None:
     console.print(table)
     for kind, size in measurement.weights_by_format.items():
         console.print(f"  [dim]{escape(kind)}: {size:,} bytes[/]")
+
+
+def _print_peaks(measurement: Measurement, console: Console) -> None:
+    """What set each peak, and the largest tensors at the highest one of serving."""
+    if not measurement.peaks:
+        return
+    console.print()
+    for peak in measurement.peaks:
+        console.print(
+            f"{peak.phase} peak: {_gib(peak.requested_bytes)} GiB asked for, "
+            f"by {escape(peak.op or '–')} in {escape(peak.module or 'generate')}",
+            soft_wrap=True,
+        )
+    highest = max(measurement.peaks, key=lambda peak: (bool(peak.tensors), peak.requested_bytes))
+    table = Table(box=None, padding=(0, 2, 0, 0), title=f"largest at the {highest.phase} peak", title_justify="left")
+    for heading in ("MiB", "tensors", "shape", "of"):
+        table.add_column(heading, justify="right" if heading in ("MiB", "tensors") else "left", overflow="fold")
+    for row in highest.tensors:
+        shape = f"{row.dtype} {list(row.shape)}"
+        table.add_row(f"{row.bytes / MIB:,.1f}", str(row.count), escape(shape), escape(f"{row.op}, {row.module}"))
+    console.print(table)
+
+
+def _print_advice(measurement: Measurement, console: Console) -> None:
+    if not measurement.advice:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), title="under other allocator settings", title_justify="left")
+    for heading in ("PYTORCH_ALLOC_CONF", "reserved GiB", "saves GiB"):
+        table.add_column(heading, justify="left" if heading.startswith("PY") else "right", overflow="fold")
+    for row in measurement.advice:
+        saved = "out of memory" if row.status == "oom" else f"{row.saved_bytes / GiB:,.2f}"
+        table.add_row(row.alloc_conf, _gib(row.max_reserved_bytes), saved)
+    console.print()
+    console.print(table)
 
 
 def _print_notes(measurement: Measurement, console: Console) -> None:

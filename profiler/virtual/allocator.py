@@ -179,6 +179,20 @@ class CachingAllocator:
         self.max_inactive_split_bytes = self.inactive_split_bytes
         self.max_num_segments = self.num_segments
 
+    @property
+    def limit_bytes(self) -> int:
+        """What may be reserved."""
+        return min(self.capacity_bytes, self._allowed) if self._limited else self.capacity_bytes
+
+    def is_small(self, nbytes: int) -> bool:
+        """Whether a request is served from the small pool."""
+        return self._round(nbytes) <= SMALL_SIZE
+
+    def small_state(self) -> object:
+        """The free blocks of the small pool of stream 0: all that its answers depend on."""
+        pool = self._open(0, small=True)
+        return [row[:2] for row in pool.free], [address for address, _ in pool.unmapped]
+
     def malloc(self, nbytes: int, *, stream: int = 0) -> Block:
         """A block for ``nbytes``; for 0, one without memory, PyTorch's null pointer (malloc, alloc_found_block).
 

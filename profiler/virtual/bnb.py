@@ -60,9 +60,11 @@ def _backend() -> tuple[ModuleType, dict[str, Kernel]]:
         return lambda kernel: kernels.setdefault(name, kernel) if device == "cuda" else kernel
 
     where = importlib.util.find_spec("bitsandbytes.backends.cuda.ops")
-    assert where is not None and where.origin is not None, "bitsandbytes has a CUDA backend"
+    if where is None or where.origin is None:
+        raise ImportError("it has no CUDA backend")
     spec = importlib.util.spec_from_file_location("bitsandbytes.backends.cuda.fake_ops", where.origin)
-    assert spec is not None and spec.loader is not None, "a file has a loader"
+    if spec is None or spec.loader is None:
+        raise ImportError("its CUDA backend is not a file")
     module = importlib.util.module_from_spec(spec)
     with (
         patch.object(bitsandbytes._ops, "register_kernel", register),
@@ -105,16 +107,9 @@ def _parameters() -> tuple[type, type]:
     from bitsandbytes.nn import Int8Params, Params4bit
 
     class FakeInt8(FakeTensor, Int8Params):  # type: ignore[misc]
-        def __new__(
-            cls,
-            data: Any,
-            requires_grad: bool = False,
-            has_fp16_weights: bool = False,
-            CB: Any = None,
-            SCB: Any = None,
-            **_: Any,
-        ) -> Any:  # noqa: N803
-            return _parameter(cls, data, CB=CB, SCB=SCB, has_fp16_weights=has_fp16_weights)
+        def __new__(cls, data: Any, requires_grad: bool = False, has_fp16_weights: bool = False, **told: Any) -> Any:
+            state = {name: told.get(name) for name in ("CB", "SCB")}
+            return _parameter(cls, data, has_fp16_weights=has_fp16_weights, **state)
 
         def _quantize(self, device: Any) -> Any:
             from bitsandbytes.functional import int8_vectorwise_quant

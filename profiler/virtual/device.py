@@ -19,7 +19,7 @@ _CUDA, _META = 1, 14
 """c10/core/DeviceType.h"""
 
 
-class _FakeTensorMode(FakeTensorMode):
+class _FakeTensorMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Makes tensors from numbers on the processor first, whatever torch.cuda is told to answer."""
 
     avoid_device_init = True

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from analytic.request import Request
-from profiler.live_bytes import cache_storages
+from profiler.live_bytes import cache_in, cache_storages
 from profiler.serve import generate
 from profiler.virtual.bnb import fake_bitsandbytes
 from profiler.virtual.device import fake_cuda
 from profiler.virtual.load import load
 from profiler.virtual.recorder import Recorder
 from profiler.virtual.simulate import Program
-from profiler.virtual.steps import TRACED_TOKENS, IrregularSteps, extrapolate
+from profiler.virtual.steps import TRACED_TOKENS, IrregularStepsError, extrapolate
 from profiler.virtual.target import Target
 
 
@@ -60,7 +60,7 @@ def serve(loaded: Loaded, request: Request, *, traced_tokens: int = TRACED_TOKEN
     if request.output_tokens > traced_tokens:
         try:
             return _traced(loaded, request, traced_tokens)
-        except IrregularSteps:
+        except IrregularStepsError:
             pass
     return _traced(loaded, request, request.output_tokens)
 
@@ -68,12 +68,15 @@ def serve(loaded: Loaded, request: Request, *, traced_tokens: int = TRACED_TOKEN
 def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:
     recorder = loaded.recorder
     starts: list[int] = []
-    prefilled: list[int] = []
+    prefilled = 0
+    cache: Any = None
 
     def begin(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal cache, prefilled
         starts.append(len(recorder.trace.events))
         if len(starts) == 2:
-            prefilled.extend(cache_storages(kwargs["past_key_values"]).values())
+            cache = cache_in(kwargs)
+            prefilled = sum(cache_storages(cache).values())
 
     with recorder.fork(loaded.load_end) as trace, recorder.naming(loaded.model):
         hook = loaded.model.register_forward_pre_hook(begin, with_kwargs=True)
@@ -82,18 +85,18 @@ def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:
         finally:
             hook.remove()
         end = len(trace.events)
-        cached = cache_storages(out.past_key_values)
+        cached = cache_storages(cache or out.past_key_values)
         cached_births = [recorder.live[key] for key in cached]
         extra = request.output_tokens - tokens
         decode = extrapolate(trace, [*starts, end], extra=extra) if extra else None
         final = sum(cached.values()) if decode is None else sum(decode.bytes_at_end(n, trace) for n in cached_births)
-        del out
+        del out, cache
     return Run(
         program=Program(
             trace=trace.until(end),
             load_end=loaded.load_end,
-            prefill_end=starts[1] if len(starts) > 1 else end,
+            starts=tuple(starts),
             decode=decode,
         ),
-        sequence_state_bytes=(sum(prefilled) or final, final),
+        sequence_state_bytes=(prefilled or final, final),
     )

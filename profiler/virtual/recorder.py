@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_iter
 from analytic.errors import UllageError
 from profiler.virtual.hidden import Hidden, hidden_allocations
 from profiler.virtual.target import Target
-from profiler.virtual.values import Unknown, Values
-
+from profiler.virtual.values import UnknownValueError, Values
 
 _OWN_KERNELS = frozenset({"bitsandbytes"})
 
@@ -118,9 +117,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _by_value(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
         try:
             return self._values.compute(func, args, kwargs)
-        except Unknown as unknown:
+        except UnknownValueError as unknown:
             if self._depth and func._schema.name == "aten::is_nonzero":
-                return False  # int8 asks whether there are outliers: none, as with the small weights of a sparse checkpoint
+                return False  # int8 asks whether there are outliers: none, as with the weights of a sparse checkpoint
             where = self._modules[-1] if self._modules else "generate"
             raise UllageError(
                 f"{where}: {func} depends on the values of activations, which a virtual GPU has none of",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from analytic.measurement import PhaseName
 from profiler.virtual.allocator import ROUND_LARGE, SMALL_SIZE, Block, CachingAllocator, DeviceOutOfMemoryError
 from profiler.virtual.recorder import Trace
 from profiler.virtual.steps import Decode, Step, Unit
+from profiler.virtual.target import Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,17 +19,22 @@ class Program:
     trace: Trace
     load_end: int
     """Events of loading."""
-    prefill_end: int
-    """Events before the second forward pass."""
+    starts: tuple[int, ...]
+    """Events before each forward pass that was traced; the first is the prefill's."""
     decode: Decode | None
     """The steps that were not traced."""
+
+    @property
+    def prefill_end(self) -> int:
+        """Events before decoding."""
+        return self.starts[1] if len(self.starts) > 1 else len(self.trace.events)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhaseMemory:
     """What stands when a phase ends, and its peaks."""
 
-    name: str
+    name: PhaseName
     allocated_bytes: int
     max_allocated_bytes: int
     reserved_bytes: int
@@ -42,7 +49,7 @@ class PhaseMemory:
 class OutOfMemory:
     """Where a run ends early."""
 
-    phase: str
+    phase: PhaseName
     token: int
     """Tokens that each sequence had generated."""
     birth: int
@@ -65,13 +72,26 @@ class Simulation:
     """Events so far, allocated and reserved bytes."""
 
 
-def simulate(program: Program, *, capacity_bytes: int, alloc_conf: str | None = None) -> Simulation:
-    """Run ``program`` on a device that can give ``capacity_bytes``.
+def simulate(
+    program: Program, *, capacity_bytes: int, alloc_conf: str | None = None, total_bytes: int | None = None
+) -> Simulation:
+    """Run ``program`` on a device of ``total_bytes`` that can give ``capacity_bytes``.
 
     Raises:
         UsageError: ``alloc_conf`` is not understood.
     """
-    return _Run(program, CachingAllocator(capacity_bytes, alloc_conf)).run()
+    return _Run(program, CachingAllocator(capacity_bytes, alloc_conf, total_bytes=total_bytes)).run()
+
+
+def simulated(program: Program, target: Target, *, alloc_conf: str | None = None) -> Simulation:
+    """Run ``program`` on ``target``, under other settings than its own if they are given."""
+    total_bytes = target.gpu.total_bytes
+    return simulate(
+        program,
+        capacity_bytes=total_bytes - target.context_bytes,
+        alloc_conf=alloc_conf or target.alloc_conf,
+        total_bytes=total_bytes,
+    )
 
 
 _PERIODS = (1, 2)
@@ -108,7 +128,10 @@ class _Run:
         """In use, by the number of the birth in the trace."""
         self._steps: list[list[Block | None]] = []
         """The births of the last steps, the latest first."""
-        self._phase, self._token, self._birth = "load", 0, 0
+        self._phase: PhaseName = "load"
+        self._birth = 0
+        self._extrapolated = 0
+        """Steps that were run and not traced."""
         self._events = 0
         self._timeline: list[tuple[int, int, int]] = []
         self._interval = max(1, len(program.trace.events) // _SAMPLES)
@@ -125,7 +148,7 @@ class _Run:
         except DeviceOutOfMemoryError as error:
             failure = OutOfMemory(
                 phase=self._phase,
-                token=self._token,
+                token=self._token(),
                 birth=self._birth,
                 asked_bytes=error.asked_bytes,
                 free_bytes=error.free_bytes,
@@ -142,7 +165,7 @@ class _Run:
             phases=tuple(phases), failure=None, retained_bytes=self._retained(), timeline=tuple(self._timeline)
         )
 
-    def _parts(self) -> Iterator[tuple[str, Iterator[None]]]:
+    def _parts(self) -> Iterator[tuple[PhaseName, Iterator[None]]]:
         program, decode = self._program, self._program.decode
         yield "load", self._events_of(0, program.load_end)
         yield "prefill", self._events_of(program.load_end, program.prefill_end)
@@ -173,7 +196,7 @@ class _Run:
             first = decode.regular.first_birth - age * decode.regular.width
             self._steps.append([self._blocks.pop(first + i, None) for i in range(decode.regular.width)])
         for step in range(1, decode.extra + 1):
-            self._token += 1
+            self._extrapolated += 1
             self._begin_step(decode.regular)
             sizes = decode.regular.sizes_after(step)
             if self._has_room(decode.regular, sizes):
@@ -182,6 +205,7 @@ class _Run:
                 self._run_all(decode.regular, 0, len(decode.regular.operations), sizes)
             self._events += len(decode.regular.operations)
             yield
+        self._extrapolated = decode.extra
         self._begin_step(decode.last)
         self._run_all(decode.last, 0, len(decode.last.operations), decode.last.sizes_after(decode.extra))
         yield
@@ -205,9 +229,6 @@ class _Run:
             else:
                 free(self._blocks.pop(~operation - oldest))
 
-    def _is_small(self, nbytes: int) -> bool:
-        return (nbytes + 511) // 512 * 512 <= SMALL_SIZE
-
     def _has_room(self, step: Step, sizes: list[int]) -> bool:
         """Whether no allocation of the step can make the allocator give cached blocks back."""
         segments = sum(
@@ -215,7 +236,7 @@ class _Run:
             for size in sizes
             if size > SMALL_SIZE // 2
         )
-        return self._allocator.reserved_bytes + segments <= self._allocator._allowed
+        return self._allocator.reserved_bytes + segments <= self._allocator.limit_bytes
 
     def _layers(self, decode: Decode, sizes: list[int]) -> None:
         """A step, but for the small blocks of layers that find the small pool as an earlier one did.
@@ -247,7 +268,7 @@ class _Run:
         """All that the small pool's answers depend on: its free blocks, and what ``unit`` left in use."""
         here = self._steps[0][unit.first_birth : unit.first_birth + unit.births]
         left = tuple(block.address if block and block.pool.small else None for block in here)
-        return left, tuple((s, a) for s, a, _ in self._allocator._pools[0, True].free)
+        return left, self._allocator.small_state()
 
     def _outgrown_are_large(self, unit: Unit) -> bool:
         """Whether the unit frees no small block of another step."""
@@ -259,12 +280,12 @@ class _Run:
 
     def _run_counted(self, step: Step, unit: Unit, sizes: list[int]) -> list[_Gap]:
         """Run a unit; the bytes of small blocks between its operations on large ones."""
-        is_small, allocator = self._is_small, self._allocator
+        allocator = self._allocator
         gaps = [_Gap()]
         allocated, requested = allocator.allocated_bytes, allocator.requested_bytes
         for at in range(unit.begin, unit.end):
             operation = step.operations[at]
-            small = is_small(sizes[operation]) if operation >= 0 else self._is_small_death(step, operation)
+            small = allocator.is_small(sizes[operation]) if operation >= 0 else self._is_small_death(step, operation)
             if not small:
                 gaps.append(_Gap(at - unit.begin, gaps[-1].allocated, gaps[-1].requested))
             self._run_all(step, at, at + 1, sizes)
@@ -308,10 +329,16 @@ class _Run:
         told.allocated_bytes, told.requested_bytes = allocated + gap.allocated, requested + gap.requested
         return gap
 
+    def _token(self) -> int:
+        """Forward passes before the one that asked last."""
+        program = self._program
+        asked = program.trace.events.index(self._birth)
+        return sum(start <= asked for start in program.starts[1:]) + self._extrapolated
+
     def _sample(self) -> None:
         self._timeline.append((self._events, self._allocator.allocated_bytes, self._allocator.reserved_bytes))
 
-    def _ended(self, name: str) -> PhaseMemory:
+    def _ended(self, name: PhaseName) -> PhaseMemory:
         told = self._allocator
         return PhaseMemory(
             name=name,

@@ -298,6 +298,7 @@ class _Trace:
         """Number of each stream, as events have it."""
         self.failed_rows: list[int] = []
         self.num_emptied = self.num_retries = self.num_delayed = 0
+        self._number = 0
         self._names: dict[int, int] = {}
         self._made = 0
         self._peak = peak
@@ -307,6 +308,7 @@ class _Trace:
 
     def follow(self, number: int, row: dict[str, Any]) -> None:
         """One entry."""
+        self._number = number
         action = _text(row, "action")
         if action not in _ACTIONS:
             raise _MalformedError(f"unknown action {action[:40]!r}")
@@ -315,9 +317,6 @@ class _Trace:
             self.end_releases(row if action in ("segment_alloc", "segment_map", "oom") else None)
         if (act := _ACTIONS[action]) is not None:
             act(self, row)
-        if action == "oom":
-            self.failed_rows.append(number)
-        self.rows.extend([number] * (len(self.events) - len(self.rows)))
 
     def precede(self, address: int, size: int, stream: int) -> int:
         """An allocation that the trace does not tell of."""
@@ -336,10 +335,14 @@ class _Trace:
             return
         if row is not None and (row["action"] == "oom" or before + _size(row, "size") > self._peak):
             self.num_retries += 1
-            self.events.append(("r",))
+            self._note(("r",))
         else:
             self.num_emptied += 1
-            self.events.append(("e",))
+            self._note(("e",))
+
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        self.rows.append(self._number)
 
     def _name(self) -> int:
         self._made += 1
@@ -355,7 +358,7 @@ class _Trace:
         self.seen.add(address)
         self.live[address] = size
         name = self._names[address] = self._name()
-        self.events.append(("a", name, size, self._stream(_count(row, "stream"))))
+        self._note(("a", name, size, self._stream(_count(row, "stream"))))
 
     def _free_requested(self, row: dict[str, Any]) -> None:
         self._requested = _size(row, "addr")
@@ -370,7 +373,7 @@ class _Trace:
         else:
             raise _MalformedError("an address is freed that is not in use")
         self.seen.add(address)
-        self.events.append(("f", name))
+        self._note(("f", name))
 
     def _segment(self, row: dict[str, Any]) -> None:
         growth = _GROWTH[row["action"]] * _size(row, "size")
@@ -380,8 +383,9 @@ class _Trace:
 
     def _oom(self, row: dict[str, Any]) -> None:
         name = self._name()
-        self.events.append(("a", name, _size(row, "size"), self._stream(_count(row, "stream"))))
-        self.events.append(("f", name))
+        self.failed_rows.append(self._number)
+        self._note(("a", name, _size(row, "size"), self._stream(_count(row, "stream"))))
+        self._note(("f", name))
 
 
 _ACTIONS: dict[str, Callable[[_Trace, dict[str, Any]], None] | None] = {

@@ -16,7 +16,7 @@ TRACED_TOKENS = REGULAR + 3
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
-class IrregularSteps(Exception):
+class IrregularStepsError(Exception):
     """Decode steps differ by more than their sizes."""
 
 
@@ -94,27 +94,27 @@ def extrapolate(trace: Trace, starts: list[int], *, extra: int) -> Decode:
         extra: steps that were not traced.
 
     Raises:
-        IrregularSteps: the traced steps obey no such law.
+        IrregularStepsError: the traced steps obey no such law.
     """
     born = _births_before(trace, starts)
     last = len(starts) - 2
     regular = range(last - REGULAR, last)
     width = born[last] - born[last - 1]
     if any(born[i + 1] - born[i] != width for i in regular):
-        raise IrregularSteps("the number of allocations changes")
+        raise IrregularStepsError("the number of allocations changes")
     ages = REGULAR
     patterns = [_pattern(trace, starts, born, i, width, ages) for i in (*regular, last)]
     if any(pattern != patterns[0] for pattern in patterns[1:-1]):
-        raise IrregularSteps("the order of allocations changes")
+        raise IrregularStepsError("the order of allocations changes")
     sizes = [tuple(b.bytes for b in trace.births[born[i] : born[i + 1]]) for i in (*regular, last)]
     slopes = tuple(b - a for a, b in zip(sizes[-3], sizes[-2], strict=True))
     if slopes != tuple(b - a for a, b in zip(sizes[-4], sizes[-3], strict=True)):
-        raise IrregularSteps("sizes are not affine in the length")
+        raise IrregularStepsError("sizes are not affine in the length")
     final = len(sizes[-1])
     if final > width or any(
         size != before + slope for size, before, slope in zip(sizes[-1], sizes[-2], slopes, strict=False)
     ):
-        raise IrregularSteps("the last step allocates otherwise")
+        raise IrregularStepsError("the last step allocates otherwise")
     return Decode(
         begin=starts[last],
         regular=Step(patterns[-2], width, ages, sizes[-2], slopes, born[last - 1]),
@@ -148,7 +148,7 @@ def _pattern(trace: Trace, starts: list[int], born: list[int], step: int, width:
             return ~(width * ages + birth)
         age = next(age for age in range(1, ages) if birth >= born[step - age])
         if birth - born[step - age] >= width:
-            raise IrregularSteps("a step frees what another step than the one before it allocated")
+            raise IrregularStepsError("a step frees what another step than the one before it allocated")
         return ~(width * age + birth - born[step - age])
 
     return tuple(number(event) for event in trace.events[starts[step] : starts[step + 1]])

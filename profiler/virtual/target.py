@@ -1,4 +1,4 @@
-"""Targets: the GPU and the software that a virtual run stands for, as data. Nothing here asks the machine it runs on."""
+"""Targets: the GPU and the software that a virtual run stands for, as data; this machine is not asked."""
 
 import re
 from dataclasses import dataclass
@@ -43,6 +43,29 @@ class Target:
     def context_bytes(self) -> int:
         """Device memory beside the allocator, assumed from reports."""
         return context_range(self.gpu).bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VirtualOptions:
+    """What is asked of a virtual GPU beside a case."""
+
+    torch_version: str | None = None
+    """PyTorch there; None: as installed here."""
+    alloc_conf: str | None = None
+    """PYTORCH_ALLOC_CONF there."""
+    advice: bool = False
+    """Whether to try other settings."""
+    find: str | None = None
+    """One of `FINDS`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not known."""
+        if self.find is not None and self.find not in FINDS:
+            raise UsageError(f"--find: {self.find!r} is not known", hint=f"one of {', '.join(FINDS)}")
+
+
+FINDS = {"max-batch": "batch_size", "max-prompt": "prompt_tokens", "max-output": "output_tokens"}
+"""What a search can find, and the field of the request that it varies."""
 
 
 def is_virtual(device: str) -> bool:

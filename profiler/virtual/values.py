@@ -10,7 +10,7 @@ _LARGEST_ELEMENTS = 2**20
 """Larger tensors are not worth following."""
 
 
-class Unknown(Exception):
+class UnknownValueError(Exception):
     """A value is asked for that depends on activations."""
 
 
@@ -25,10 +25,10 @@ class Values:
         """What ``func`` returns: a Python number, or a fake tensor of the right shape whose values are known.
 
         Raises:
-            Unknown: it depends on values that are not known.
+            UnknownValueError: it depends on values that are not known.
         """
         if not self._are_known((args, kwargs)):
-            raise Unknown(str(func))
+            raise UnknownValueError(str(func))
         device = next(t.device for t in _tensors((args, kwargs)))
         real = self._run(func, args, kwargs)
         if not isinstance(real, torch.Tensor):
