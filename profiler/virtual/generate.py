@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from analytic.request import Request
 from profiler.live_bytes import cache_in, cache_storages
 from profiler.serve import generate
+from profiler.virtual.attention import scaled_dot_product_attention
 from profiler.virtual.bnb import fake_bitsandbytes
 from profiler.virtual.device import fake_cuda
 from profiler.virtual.load import load
@@ -27,6 +30,8 @@ def virtual_gpu(target: Target, request: Request) -> Iterator[Recorder]:
         kernels = stack.enter_context(fake_bitsandbytes()) if is_quantized else {}
         stack.enter_context(fake_cuda(target))
         stack.enter_context(torch.no_grad())
+        attention = partial(scaled_dot_product_attention, target=target)
+        stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
         yield stack.enter_context(Recorder(target, kernels))
 
 

@@ -1,8 +1,9 @@
 """Follows every storage on the virtual GPU from birth to death, as the caching allocator would be asked for it."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,28 @@ from profiler.virtual.values import UnknownValueError, Values
 _OWN_KERNELS = frozenset({"bitsandbytes"})
 
 
+class Sized(NamedTuple):
+    """A size that is not affine in the length, as a law."""
+
+    key: Hashable
+    """Equal laws have equal keys."""
+    after: Callable[[int], int]
+    """Bytes when there are so many more tokens."""
+
+
+_law: ContextVar[Sized | None] = ContextVar("law", default=None)
+"""Of the tensor that is made."""
+
+
+def sized(law: Sized) -> torch.Tensor:
+    """A scratch tensor of a kernel, of the bytes that ``law`` tells now; even of none, as there may be some later."""
+    token = _law.set(law)
+    try:
+        return torch.empty(law.after(0), dtype=torch.uint8, device="cuda")
+    finally:
+        _law.reset(token)
+
+
 class Birth(NamedTuple):
     """An allocation."""
 
@@ -33,6 +56,8 @@ class Birth(NamedTuple):
     dtype: str
     library: bool = False
     """Whether a library keeps it for good."""
+    law: Sized | None = None
+    """Where its size is not affine in the length."""
 
 
 @dataclass(slots=True)
@@ -93,13 +118,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return result
         hidden = hidden_allocations(func, args, kwargs, self._target)
         op = func._schema.name
-        if hidden is not None:
-            self._take(hidden, op)
         for value in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
             if isinstance(value, torch.Tensor) and value.device.type == "cuda":
                 self._follow(value, op)
         if hidden is not None:
-            self._give_back(hidden)
+            self._take(hidden, op)
         self._values.follow(func, args, kwargs, result)
         return result
 
@@ -131,18 +154,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self.live:
             return
-        size = storage.nbytes()
-        if size == 0:
+        size, law = storage.nbytes(), _law.get()
+        if size == 0 and law is None:
             return
-        self.live[key] = self._born(size, op, tuple(tensor.shape), str(tensor.dtype)[6:])
+        self.live[key] = self._born(size, op, tuple(tensor.shape), str(tensor.dtype)[6:], law=law)
         self._deaths[key] = weakref.ref(storage, lambda _: self._died(key))
 
     def _born(
-        self, size: int, op: str, shape: tuple[int, ...] = (), dtype: str = "uint8", *, library: bool = False
+        self,
+        size: int,
+        op: str,
+        shape: tuple[int, ...] = (),
+        dtype: str = "uint8",
+        *,
+        library: bool = False,
+        law: Sized | None = None,
     ) -> int:
         trace = self.trace
         number = len(trace.births)
-        trace.births.append(Birth(size, op, self._modules[-1] if self._modules else "", shape, dtype, library))
+        trace.births.append(Birth(size, op, self._modules[-1] if self._modules else "", shape, dtype, library, law))
         trace.events.append(number)
         return number
 
@@ -177,11 +207,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.trace.births[number] = self.trace.births[number]._replace(module=name)
 
     def _take(self, hidden: Hidden, op: str) -> None:
-        for library, size in hidden.once:
+        for library, size in hidden.kept:
             if library not in self._libraries:
                 self._libraries.add(library)
                 self._born(size, library, library=True)
-        hidden.taken = [self._born(size, op) for size in hidden.before]
-
-    def _give_back(self, hidden: Hidden) -> None:
-        self.trace.events.extend(~number for number in hidden.taken)
+        for number in [self._born(size, op) for size in hidden.scratch]:
+            self.trace.events.append(~number)

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 
-from profiler.virtual.recorder import Trace
+from profiler.virtual.recorder import Birth, Sized, Trace
 
 REGULAR = 3
 """Steps that are compared: two sizes give a law, the third proves it."""
@@ -54,10 +54,15 @@ class Step:
     """… and what each step adds to them."""
     first_birth: int
     """Number in the trace of its first birth."""
+    laws: tuple[tuple[int, Sized], ...] = ()
+    """Births whose sizes are not affine."""
 
     def sizes_after(self, steps: int) -> list[int]:
         """Bytes of the births of the step that comes so many steps later."""
-        return [size + steps * slope for size, slope in zip(self.sizes, self.slopes, strict=True)]
+        sizes = [size + steps * slope for size, slope in zip(self.sizes, self.slopes, strict=True)]
+        for birth, law in self.laws:
+            sizes[birth] = law.after(steps)
+        return sizes
 
 
 @dataclass(frozen=True)
@@ -106,22 +111,38 @@ def extrapolate(trace: Trace, starts: list[int], *, extra: int) -> Decode:
     patterns = [_pattern(trace, starts, born, i, width, ages) for i in (*regular, last)]
     if any(pattern != patterns[0] for pattern in patterns[1:-1]):
         raise IrregularStepsError("the order of allocations changes")
-    sizes = [tuple(b.bytes for b in trace.births[born[i] : born[i + 1]]) for i in (*regular, last)]
-    slopes = tuple(b - a for a, b in zip(sizes[-3], sizes[-2], strict=True))
-    if slopes != tuple(b - a for a, b in zip(sizes[-4], sizes[-3], strict=True)):
-        raise IrregularStepsError("sizes are not affine in the length")
-    final = len(sizes[-1])
-    if final > width or any(
-        size != before + slope for size, before, slope in zip(sizes[-1], sizes[-2], slopes, strict=False)
-    ):
+    births = [trace.births[born[i] : born[i + 1]] for i in (*regular, last)]
+    if len(births[-1]) > width:
+        raise IrregularStepsError("the last step allocates more")
+    slopes = tuple(_slope(*alike) for alike in zip(*births[-4:-1], strict=True))
+    if not all(map(_follows, births[-2], births[-1], slopes)):
         raise IrregularStepsError("the last step allocates otherwise")
-    return Decode(
-        begin=starts[last],
-        regular=Step(patterns[-2], width, ages, sizes[-2], slopes, born[last - 1]),
-        last=Step(patterns[-1], width, ages, sizes[-1], slopes[:final], born[last]),
-        extra=extra,
-        modules=[birth.module for birth in trace.births[born[last - 1] : born[last]]],
-    )
+    steps = [
+        Step(
+            operations=patterns[at],
+            width=width,
+            ages=ages,
+            sizes=tuple(birth.bytes for birth in births[at]),
+            slopes=slopes[: len(births[at])],
+            first_birth=born[last + 1 + at],
+            laws=tuple((n, birth.law) for n, birth in enumerate(births[at]) if birth.law is not None),
+        )
+        for at in (-2, -1)
+    ]
+    modules = [birth.module for birth in births[-2]]
+    return Decode(begin=starts[last], regular=steps[0], last=steps[1], extra=extra, modules=modules)
+
+
+def _slope(*births: Birth) -> int:
+    """What every step adds to a birth that has no law of its own."""
+    slope = 0 if births[0].law is not None else births[1].bytes - births[0].bytes
+    if not all(_follows(before, after, slope) for before, after in pairwise(births)):
+        raise IrregularStepsError("sizes are not affine in the length")
+    return slope
+
+
+def _follows(before: Birth, after: Birth, slope: int) -> bool:
+    return after.bytes == (before.bytes + slope if before.law is None else before.law.after(1))
 
 
 def _births_before(trace: Trace, starts: list[int]) -> list[int]:
@@ -168,6 +189,7 @@ def _units(step: Step, modules: list[str]) -> list[Unit]:
             firsts.append(operation)
     ends, widths = [*cuts[1:], len(step.operations)], [*firsts[1:], step.width]
     kinds: dict[object, int] = {}
+    laws = {birth: law.key for birth, law in step.laws}
     units: list[Unit] = []
     for begin, end, first, next_first in zip(cuts, ends, firsts, widths, strict=True):
         births = slice(first, next_first)
@@ -175,6 +197,7 @@ def _units(step: Step, modules: list[str]) -> list[Unit]:
             tuple(_relative(operation, first, step.width) for operation in step.operations[begin:end]),
             step.sizes[births],
             step.slopes[births],
+            tuple((birth - first, laws[birth]) for birth in range(first, next_first) if birth in laws),
         )
         deaths = [divmod(~operation, step.width) for operation in step.operations[begin:end] if operation < 0]
         outgrown = tuple((age, birth) for age, birth in deaths if age)
