@@ -134,8 +134,6 @@ def _serve(model: Any, request: Request, meter: Meter, phases: _Phases) -> None:
 def generate(model: Any, request: Request) -> Any:
     """What ``model.generate`` returns for a random prompt: greedy, and never ended early."""
     ids, mask = _prompt(model, request)
-    if getattr(model.generation_config, "use_mtp", None):
-        model.generation_config.use_mtp = False  # no layers for it are loaded
     return model.generate(
         ids,
         attention_mask=mask,

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from analytic.request import Request
@@ -31,7 +32,7 @@ def load(config: Mapping[str, Any], request: Request, *, stored: str) -> Any:
     blank.config.architectures = [type(blank).__name__]
     checkpoint = {name: _staged(tensor, stored) for name, tensor in published(blank).items()}
     with patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"):
-        return type(blank).from_pretrained(
+        model = type(blank).from_pretrained(
             None,
             config=blank.config,
             state_dict=checkpoint,
@@ -40,6 +41,8 @@ def load(config: Mapping[str, Any], request: Request, *, stored: str) -> Any:
             device_map={"": _DEVICE},
             attn_implementation=request.attention,
         )
+    model.generation_config = GenerationConfig()  # as of a sparse checkpoint, which has none of its own
+    return model
 
 
 def published(model: Any) -> dict[str, torch.Tensor]:

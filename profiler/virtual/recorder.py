@@ -110,6 +110,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace in _OWN_KERNELS:
             return self._run_kernel(func, args, kwargs)
+        if self._depth and func._can_decompose():
+            with self:  # below autograd composites such as linear arrive whole
+                return func.decompose(*args, **kwargs)
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
