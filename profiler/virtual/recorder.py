@@ -110,7 +110,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace in _OWN_KERNELS:
             return self._run_kernel(func, args, kwargs)
-        if self._depth and func._can_decompose():
+        if self._depth and func.namespace == "aten" and func._can_decompose():
             with self:  # below autograd composites such as linear arrive whole
                 return func.decompose(*args, **kwargs)
         try:
@@ -144,7 +144,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             return self._values.compute(func, args, kwargs)
         except UnknownValueError as unknown:
-            if self._depth and func._schema.name == "aten::is_nonzero":
+            if self._depth and func._schema.name == "aten::_local_scalar_dense" and args[0].dtype == torch.bool:
                 return False  # int8 asks whether there are outliers: none, as with the weights of a sparse checkpoint
             where = self._modules[-1] if self._modules else "generate"
             raise UllageError(
