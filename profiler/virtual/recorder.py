@@ -106,6 +106,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The number of the birth of ``tensor``'s storage; None off the device."""
         return self.live.get(tensor.untyped_storage()._cdata)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace in _OWN_KERNELS:

@@ -7,11 +7,14 @@ from itertools import groupby, pairwise
 
 from profiler.virtual.recorder import Birth, Sized, Trace
 
-REGULAR = 3
-"""Steps that are compared: two sizes give a law, the third proves it."""
+REGULAR = 2
+"""Steps whose sizes give a law; the last step, which ends otherwise, proves it."""
 
 TRACED_TOKENS = REGULAR + 3
 """Tokens to generate for them: the prefill's, a first step that frees the prefill's tensors, and a last one."""
+
+_AGES = 3
+"""Steps that a birth may outlive, its own included."""
 
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
@@ -107,14 +110,14 @@ def extrapolate(trace: Trace, starts: list[int], *, extra: int) -> Decode:
     width = born[last] - born[last - 1]
     if any(born[i + 1] - born[i] != width for i in regular):
         raise IrregularStepsError("the number of allocations changes")
-    ages = REGULAR
+    ages = _AGES
     patterns = [_pattern(trace, starts, born, i, width, ages) for i in (*regular, last)]
     if any(pattern != patterns[0] for pattern in patterns[1:-1]):
         raise IrregularStepsError("the order of allocations changes")
     births = [trace.births[born[i] : born[i + 1]] for i in (*regular, last)]
     if len(births[-1]) > width:
         raise IrregularStepsError("the last step allocates more")
-    slopes = tuple(_slope(*alike) for alike in zip(*births[-4:-1], strict=True))
+    slopes = tuple(_slope(*alike) for alike in zip(*births[:-1], strict=True))
     if not all(map(_follows, births[-2], births[-1], slopes)):
         raise IrregularStepsError("the last step allocates otherwise")
     steps = [
