@@ -96,9 +96,8 @@ def _write(document: dict[str, Any], path: str) -> None:
     from json import dumps
     from pathlib import Path
 
+    from analytic.writing import write_text
+
     if not path:
         raise UsageError("--output names no file", hint="write -o estimate.json")
-    try:
-        Path(path).write_text(dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UllageError(f"{path}: cannot be written: {error.strerror}") from error
+    write_text(Path(path), dumps(document, indent=1) + "\n")

@@ -4,7 +4,6 @@ No figure here is computed by the estimator. What a device cannot give is None.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from analytic.errors import UllageError
 from analytic.request import Request
+from analytic.writing import write_text
 
 SCHEMA_VERSION = "1"
 
@@ -311,14 +311,7 @@ def write_record(document: Mapping[str, Any], file: Path) -> None:
     Raises:
         UllageError: the folder or file cannot be written.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UllageError(f"{file}: cannot be written: {error.strerror}", hint="name another folder") from error
+    write_text(file, json.dumps(document, indent=1) + "\n", make_folder=True)
 
 
 def read_measurement(file: Path) -> Measurement:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from analytic.compare import Comparison, Row, Summary
-from analytic.errors import UllageError
 from analytic.measurement import SCHEMA_VERSION, Measurement
 from analytic.quantity import GiB
+from analytic.writing import write_text
 
 _WORST_ROWS = 12
 """Rows that a terminal shows; the document has all."""
@@ -101,11 +101,7 @@ def write_scoreboard(comparison: Comparison, file: Path) -> None:
     Raises:
         UllageError: the file cannot be written.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(scoreboard(comparison), encoding="utf-8")
-    except OSError as error:
-        raise UllageError(f"{file}: cannot be written: {error.strerror}") from error
+    write_text(file, scoreboard(comparison), make_folder=True)
 
 
 def scoreboard(comparison: Comparison) -> str:

@@ -61,13 +61,33 @@ def load_model(config: Mapping[str, Any], request: Request, recorder: Recorder, 
 
 
 def serve(loaded: Loaded, request: Request, *, traced_tokens: int = TRACED_TOKENS) -> Run:
-    """Trace ``request``, its later decode steps by their law."""
+    """Trace ``request``, its later decode steps by their law.
+
+    Steps before a length at which the model does otherwise, such as a sliding window that fills, are traced one by one.
+    """
+    ends = [length - request.prompt_tokens for length in _turns(loaded.model.config)]
+    within = [end for end in ends if -_MARGIN < end <= request.output_tokens]
+    traced_tokens += max(0, *within) + _MARGIN if within else 0
     if request.output_tokens > traced_tokens:
         try:
             return _traced(loaded, request, traced_tokens)
         except IrregularStepsError:
             pass
     return _traced(loaded, request, request.output_tokens)
+
+
+_TURNS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings", "max_position_embeddings")
+"""Lengths in a config that a decode step may pass."""
+
+_MARGIN = 2
+"""Steps around them that may be otherwise."""
+
+
+def _turns(config: Any) -> set[int]:
+    text = config.get_text_config()
+    scaling = getattr(text, "rope_parameters", None) or {}
+    told = [getattr(text, name, None) for name in _TURNS] + [scaling.get(name) for name in _TURNS]
+    return {length for length in told if isinstance(length, int)}
 
 
 def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:

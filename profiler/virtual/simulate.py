@@ -253,9 +253,10 @@ class _Run:
         while len(gaps) < len(units):
             at = len(gaps)
             states.append(self._small_state(units[at - 1]) if at and is_closed else None)
-            period = next((p for p in _PERIODS if at > p and is_closed and states[-1] == states[-1 - p]), None)
-            if period is not None:
-                end = at + (len(units) - at) // period * period
+            left = len(units) - at
+            settled = (p for p in _PERIODS if is_closed and p < at and p <= left and states[-1] == states[-1 - p])
+            if (period := next(settled, None)) is not None:
+                end = at + left // period * period
                 for unit in range(at, end):
                     gaps.append(gaps[unit - period])
                     self._follow(step, units[unit], gaps[unit], sizes)

@@ -6,8 +6,8 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_any, tree_map
 
-_LARGEST_ELEMENTS = 2**20
-"""Larger tensors are not worth following."""
+_MOST_ELEMENTS = {True: 2**24, False: 2**20}
+"""Larger tensors are not followed: more of a row a sequence (True), of which lengths are asked, than of others."""
 
 
 class UnknownValueError(Exception):
@@ -43,7 +43,7 @@ class Values:
             return
         if getattr(result, "_ullage_value", None) is not None and not func._schema.is_mutable:
             return
-        if result.numel() <= _LARGEST_ELEMENTS and self._are_known((args, kwargs)):
+        if result.numel() <= _MOST_ELEMENTS[result.ndim <= 2] and self._are_known((args, kwargs)):
             result._ullage_value = self._run(func, args, kwargs)  # type: ignore[attr-defined]
         elif (old := getattr(result, "_ullage_value", None)) is not None:
             self._stale.add(old.untyped_storage()._cdata)
