@@ -9,7 +9,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -119,10 +123,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return func.decompose(*args, **kwargs)
         try:
             result = func(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            result = self._by_value(func, args, kwargs, error)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            result = self._by_value(func, args, kwargs)
             if not isinstance(result, torch.Tensor):
                 return result
+        except UnsupportedOperatorException as error:
+            raise UllageError(
+                f"{self._where}: {func} has no kernel for fake tensors, so that what it allocates is not known",
+                hint="profile the model on a device: --device cuda or --device cpu",
+            ) from error
         hidden = hidden_allocations(func, args, kwargs, self._target)
         op = func._schema.name
         for value in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
@@ -144,15 +153,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._depth -= 1
 
-    def _by_value(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+    @property
+    def _where(self) -> str:
+        return self._modules[-1] if self._modules else "generate"
+
+    def _by_value(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
             return self._values.compute(func, args, kwargs)
         except UnknownValueError as unknown:
             if self._depth and func._schema.name == "aten::_local_scalar_dense" and args[0].dtype == torch.bool:
                 return False  # int8 asks whether there are outliers: none, as with the weights of a sparse checkpoint
-            where = self._modules[-1] if self._modules else "generate"
             raise UllageError(
-                f"{where}: {func} depends on the values of activations, which a virtual GPU has none of",
+                f"{self._where}: {func} depends on the values of activations, which a virtual GPU has none of",
                 hint="profile it on a device: --device cuda or --device cpu",
             ) from unknown
 

@@ -1,6 +1,7 @@
 """Decode steps are alike: the same allocations and frees in the same order, of sizes that are affine in the length."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -128,7 +129,7 @@ def extrapolate(trace: Trace, starts: list[int], *, extra: int) -> Decode:
             sizes=tuple(birth.bytes for birth in births[at]),
             slopes=slopes[: len(births[at])],
             first_birth=born[last + 1 + at],
-            laws=tuple((n, birth.law) for n, birth in enumerate(births[at]) if birth.law is not None),
+            laws=tuple(_laws(births[-3], births[at])),
         )
         for at in (-2, -1)
     ]
@@ -138,14 +139,27 @@ def extrapolate(trace: Trace, starts: list[int], *, extra: int) -> Decode:
 
 def _slope(*births: Birth) -> int:
     """What every step adds to a birth that has no law of its own."""
-    slope = 0 if births[0].law is not None else births[1].bytes - births[0].bytes
+    slope = 0 if _has_law(births[0], births[1]) else births[1].bytes - births[0].bytes
     if not all(_follows(before, after, slope) for before, after in pairwise(births)):
         raise IrregularStepsError("sizes are not affine in the length")
     return slope
 
 
 def _follows(before: Birth, after: Birth, slope: int) -> bool:
-    return after.bytes == (before.bytes + slope if before.law is None else before.law.after(1))
+    if before.law is not None and _has_law(before, after):
+        return after.bytes == before.law.after(1)
+    return after.bytes == before.bytes + slope
+
+
+def _laws(before: list[Birth], births: list[Birth]) -> Iterator[tuple[int, Sized]]:
+    """The laws of the births that do grow: keys within a full sliding window do not."""
+    for number, (earlier, birth) in enumerate(zip(before, births, strict=False)):
+        if birth.law is not None and _has_law(earlier, birth):
+            yield number, birth.law
+
+
+def _has_law(before: Birth, after: Birth) -> bool:
+    return before.law is not None and after.law is not None and before.law.key != after.law.key
 
 
 def _births_before(trace: Trace, starts: list[int]) -> list[int]:
