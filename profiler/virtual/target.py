@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from analytic.errors import UsageError
 from analytic.hardware import Gpu, context_range, find_gpu
+from profiler.virtual.alloc_conf import AllocConf
 
 PREFIX = "virtual:"
 
@@ -87,6 +88,7 @@ def find_target(device: str, *, torch: str | None = None, alloc_conf: str | None
     name = device.removeprefix(PREFIX)
     if not is_virtual(device) or not name or name == device:
         raise UsageError(f"--device: {device!r} names no GPU", hint="write virtual:h200; `ullage gpus` lists them")
+    AllocConf.parse(alloc_conf)
     target = Target(gpu=find_gpu(name), torch=_torch_version(torch or version("torch")), alloc_conf=alloc_conf)
     _ = target.capability, target.sms
     return target
