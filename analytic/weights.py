@@ -19,6 +19,13 @@ QUANTIZATIONS = ("bnb-nf4", "bnb-fp4", "bnb-int8")
 _KEPT_IN_FLOAT32 = {"float32-unless-float64": ("float16", "bfloat16"), "float32-if-float16": ("float16",)}
 """Tensors that transformers upcasts, and the serving dtypes in which it does so (modeling_utils.py)."""
 
+_STACKED = dict.fromkeys(
+    ("deepseek_v2", "deepseek_v3", "glm4_moe", "nemotron_h", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"), 1.0
+) | dict.fromkeys(("minimax_m2", "mixtral", "phimoe"), 0.5)
+"""Text model types whose published checkpoints hold each expert's matrices by themselves, which transformers stacks on
+the device (transformers/conversion_mapping.py), and the share of the stacked gates and ups that stands beside the whole
+model then: half where ``w2`` follows ``w1`` by name; ``down_proj`` precedes ``gate_proj``."""
+
 # Bytes an element that caching_allocator_warmup counts (quantizers/quantizer_*.py, quantized_element_size).
 _WARMUP_HALVES = {"bnb-nf4": 1, "bnb-fp4": 1, "bnb-nf4-dq": 1, "bnb-fp4-dq": 1, "bnb-int8": 2, "fp8-128x128": 2}
 
@@ -36,7 +43,9 @@ class ServedGroup:
     warmup_bytes: int
     """What transformers counts of it for the block that it allocates and frees before loading."""
     staging_bytes: int
-    """What stands beside it while it is converted."""
+    """What stands beside it while it is converted, when all before it is loaded."""
+    leftover_bytes: int
+    """Segments of its conversion that stay cached after loading."""
 
     @property
     def bytes(self) -> int:
@@ -75,7 +84,8 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
             f"{model.id} is published in {model.native_format}, whose dequantised size is not modelled",
             hint="leave --quantization out to serve it as published",
         )
-    served = tuple(_serve(group, dtype, quantization) for group in model.tensors)
+    stacked = _STACKED.get(model.geometry.model_type, 0.0)
+    served = tuple(_serve(group, dtype, quantization, stacked) for group in model.tensors)
     persistent = [s for s in served if s.group.persistent]
     return Weights(
         served=served,
@@ -97,9 +107,14 @@ def served_format(group: TensorGroup, *, dtype: str, quantization: str | None) -
     return group.stored
 
 
-def _serve(group: TensorGroup, dtype: str, quantization: str | None) -> ServedGroup:
+def _serve(group: TensorGroup, dtype: str, quantization: str | None, stacked: float) -> ServedGroup:
     row = find_format(served_format(group, dtype=dtype, quantization=quantization))
     allocations = row.allocations(group.matrix if group.converts else group.shape)
+    staged = _staging(group, row, dtype)
+    leftover = staged
+    if stacked and group.role == "expert" and len(group.shape) == 3 and row.name == dtype:
+        is_joined = "gate_up" in group.name  # the experts' own, then two stacks, then both in one
+        staged, leftover = int(stacked * sum(allocations)), (1 + is_joined) * sum(allocations)
     halves = _WARMUP_HALVES.get(row.name)
     return ServedGroup(
         group=group,
@@ -107,7 +122,8 @@ def _serve(group: TensorGroup, dtype: str, quantization: str | None) -> ServedGr
         each_bytes=sum(allocations),
         rounded_bytes=sum(round_up(a) for a in allocations),
         warmup_bytes=sum(allocations) if halves is None else group.elements * halves // 2,
-        staging_bytes=_staging(group, row, dtype),
+        staging_bytes=staged,
+        leftover_bytes=leftover,
     )
 
 

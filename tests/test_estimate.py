@@ -107,10 +107,12 @@ def test_more_work_never_needs_less_memory(
         quantization=quantization,
         attention=attention,
     )
-    small = run(model, asked).fullest.device.bytes
-    assert run(model, replace(asked, batch_size=batch + more)).fullest.device.bytes > small
-    assert run(model, replace(asked, prompt_tokens=prompt + more)).fullest.device.bytes >= small
-    assert run(model, replace(asked, output_tokens=output + more)).fullest.device.bytes >= small
+    small = run(model, asked).fullest
+    broad = run(model, replace(asked, batch_size=batch + more)).fullest
+    assert max(phase.bytes for phase in broad.phases) > max(phase.bytes for phase in small.phases)
+    assert broad.device.bytes >= small.device.bytes  # what loading has left cached may be enough for either
+    assert run(model, replace(asked, prompt_tokens=prompt + more)).fullest.device.bytes >= small.device.bytes
+    assert run(model, replace(asked, output_tokens=output + more)).fullest.device.bytes >= small.device.bytes
 
 
 @pytest.mark.parametrize(

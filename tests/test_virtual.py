@@ -73,7 +73,7 @@ def stream_on_virtual_gpu(config: dict[str, Any], request: Request) -> list[tupl
         del out
     trace, events, numbers = recorder.trace, [], {}
     for number in trace.events[loaded.load_end :]:
-        if number >= 0 and not trace.births[number].library:
+        if number >= 0 and trace.births[number].purpose == "result":
             birth = trace.births[number]
             numbers[number] = len(events)
             dtype = getattr(torch, birth.dtype)

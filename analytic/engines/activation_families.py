@@ -110,6 +110,8 @@ class Family:
     """Whether attention repeats the fp32 table of all positions for every sequence."""
     sdpa: bool = True
     """Whether the family can use fused attention; else it runs eager."""
+    sdpa_broadcasts: bool = False
+    """Whether fused attention gets a single key and value head as it is, which none but the math kernel takes."""
     unused_mask: bool = False
     """Whether a mask of sliding layers, with a window of no token, is made for a model that has none."""
     logits: int = 1
@@ -211,6 +213,7 @@ FALCON = Family(
     eager=Need(w=4),
     eager_repeats=False,
     norm=LAYER_NORM,
+    sdpa_broadcasts=True,
 )
 GPTJ = Family(
     ff=GELU_NEW,
@@ -294,5 +297,5 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_text": replace(LLAMA, attention=QK_NORM + PARTIAL, rope_fraction=0.25),
     "qwen3_5_moe_text": replace(MOE, attention=QK_NORM + PARTIAL, rope_fraction=0.25),
     "nemotron_h": NEMOTRON_H,
-    "gpt_oss": replace(MOE, sdpa=False, expert=Need(i=9), expert_bias=True),
+    "gpt_oss": replace(MOE, sdpa=False, eager=Need(w=3), expert=Need(i=9), expert_bias=True),
 }

@@ -355,6 +355,9 @@ def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixe
         if mixer.kv_heads == 1 and run.several:  # repeated as a view, which matmul must copy beside the queries
             copied = _Form(tokens=sizes["q"], context=mixer.heads * mixer.head_dim * run.itemsize)
             yield kept + copied + _scores(Need(w=1), mixer.heads, run)
+    elif family.sdpa_broadcasts and mixer.kv_heads == 1 < mixer.heads:
+        for form in _math_kernel(run, mixer):
+            yield kept + form
     else:
         inputs = _sdpa_inputs(run, repeated, mixer.window_tokens, wide=mixer.head_dim > FUSED_HEAD_DIM)
         yield kept + _Form(tokens=_per_token(family.kernel, sizes)) + inputs
@@ -374,6 +377,29 @@ def _sdpa_inputs(run: _Run, repeated: int, window_tokens: int | None, *, wide: b
     if not masked:
         return copies
     return copies + (_Form(pairs=run.itemsize) if run.padded else _Form(shared=run.itemsize))
+
+
+def _math_kernel(run: _Run, mixer: Attention) -> Iterator[_Form]:
+    """Attention in fp32 that keeps all scores (ATen native/transformers/attention.cpp), of one key and value head.
+
+    Queries, keys and values have fp32 copies, and scaled ones; the products copy keys, then values to all heads.
+    """
+    is_half = run.itemsize != 4
+    queries, keys, values = 4 * mixer.heads * mixer.head_dim, 4 * mixer.head_dim, 4 * mixer.v_head_dim
+    mask = 4 if not run.decode and not run.padded else 0
+    copies = _Form(tokens=queries * (1 + is_half), context=is_half * (keys + values), shared=mask)
+    copies += _Form(pairs=run.itemsize * run.padded)
+    scores = mixer.heads * 4
+    yield copies + _Form(context=keys + mixer.heads * keys, pairs=scores)
+    yield copies + _Form(
+        context=keys, pairs=2 * scores + mixer.heads
+    )  # the scores, their softmax, and where they are -inf
+    output = 4 * mixer.heads * mixer.v_head_dim
+    yield copies + _Form(
+        context=keys + mixer.heads * values,
+        pairs=scores + is_half * mixer.heads * run.itemsize,
+        tokens=output,
+    )
 
 
 def _held_weights(family: Family, run: _Run, heads: int) -> int:
@@ -450,8 +476,9 @@ def _experts(geometry: Geometry, family: Family, run: _Run, moe: MixtureOfExpert
     pair = moe.experts_per_token * hidden
     inner = moe.experts_per_token * _wide(family.expert, moe.intermediate_size, run)
     if family.every_expert:  # all tokens pass all experts, zeroed (models/llama4)
-        every = moe.experts * (2 * hidden + 3 * moe.intermediate_size * e)
-        yield _Form(tokens=every + routed)
+        inner = moe.intermediate_size * e
+        for every in (hidden + 4 * inner, 2 * hidden + 3 * inner):  # gate beside its activation; the result
+            yield _Form(tokens=moe.experts * every + routed)
         return
     weighted = moe.experts_per_token * geometry.hidden_size * (4 if family.router32 else e)
     shared = hidden * family.shared_first if moe.shared_intermediate_size else 0

@@ -57,6 +57,7 @@ class Share:
     rounding_bytes: int
     warmup_bytes: int
     staging_bytes: int
+    leftover_bytes: int
     converted: tuple[tuple[str, int, int], ...]
     """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
 
@@ -151,6 +152,7 @@ def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]
         rounding_bytes=sum(s.rounded_bytes * s.group.count for s in served) - stored,
         warmup_bytes=sum(s.warmup_bytes for s in served),
         staging_bytes=max((s.staging_bytes for s in served), default=0),
+        leftover_bytes=max((s.leftover_bytes for s in served), default=0),
         converted=tuple({(s.format.name, *s.group.matrix): 0 for s in served if s.format.name.startswith("bnb-")}),
     )
 
@@ -285,6 +287,8 @@ def _room(gpu: Gpu, held: list[Quantity]) -> tuple[int, int]:
 def _slack(phases: tuple[Phase, ...], share: Share, outgrown: int, room: tuple[int, int] | None) -> Quantity:
     """The most that is reserved beyond the most that is allocated.
 
+    What loading leaves cached serves the cache and the activations, as far as it goes.
+
     Segments that the cache outgrew stay beside it, where they take up what prefill has freed; when the GPU has no
     ``room`` left, the allocator gives them back (CUDACachingAllocator.cpp, release_cached_blocks), as they are whole.
     """
@@ -294,7 +298,7 @@ def _slack(phases: tuple[Phase, ...], share: Share, outgrown: int, room: tuple[i
     resting = [[round(part * phase.sequence_state.bytes) for phase in phases] for part in RESTING_SLACK]
     peak = max(phase.bytes for phase in phases)
     ended = last.bytes + resting[0][-1]
-    stays = max(first.bytes + resting[0][0], ended) - peak
+    stays = max(first.bytes + resting[0][0], ended, share.leftover_bytes) - peak
     middle = _given_back(stays, max(0, ended + grown[0] - peak - stays), room and room[0])
     high = _given_back(max(resting[1]) + share.staging_bytes, grown[1], room and room[1])
     return bounded(0, middle, max(middle, high), "assumed")

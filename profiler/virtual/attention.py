@@ -5,7 +5,7 @@ kernels (native/transformers/attention.cpp: scaled_dot_product_attention), for i
 """
 
 from collections.abc import Callable
-from math import ceil, prod
+from math import ceil, prod, sqrt
 from typing import Literal, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ def _has_aligned_heads(given: Inputs, target: Target) -> bool:
     if query.dtype == torch.float32:
         alignment = 4 if target.capability >= (8, 0) else 1
     else:
-        alignment = 8 if target.capability >= (7, 0) else 4
+        alignment = 8 if target.capability >= (7, 0) else 1
     return query.size(-1) == key.size(-1) and not any(size % alignment for size in (query.size(-1), value.size(-1)))
 
 
@@ -72,11 +72,15 @@ def _is_square_if_causal(given: Inputs, target: Target) -> bool:
 
 
 def _has_equal_heads(given: Inputs, target: Target) -> bool:
-    return given.query.size(1) == given.key.size(1) == given.value.size(1)
+    return given.query.shape[:2] == given.key.shape[:2] == given.value.shape[:2]
 
 
 def _has_heads(given: Inputs, target: Target) -> bool:
-    return given.enable_gqa or _has_equal_heads(given, target)
+    """Grouped ones if that is asked for (sdp_utils_cpp.h: check_grouped_query_attention)."""
+    if not given.enable_gqa:
+        return _has_equal_heads(given, target)
+    query, key, value = given[:3]
+    return query.size(0) == key.size(0) and key.shape[:2] == value.shape[:2] and query.size(1) % key.size(1) == 0
 
 
 def _has_dense_rows(given: Inputs, target: Target) -> bool:
@@ -141,17 +145,21 @@ def _run_cudnn(given: Inputs, scale: float | None, target: Target) -> torch.Tens
 
 
 def _run_flash(given: Inputs, scale: float | None, target: Target) -> torch.Tensor:
-    """Heads are padded to a multiple of 8 (pad_last_dim); few rows are split over the keys (set_params_splitkv)."""
+    """What flash_attn/flash_api.cpp, mha_fwd, allocates, in its order; heads are padded to 8 first (pad_last_dim).
+
+    Few rows are split over the keys (set_params_splitkv), whose accumulators come before the state of the dropout.
+    """
     size = given.query.size(-1)
-    scale = size**-0.5 if scale is None else scale
-    query, key, value = (pad(tensor, (0, -size % 8)) if size % 8 else tensor for tensor in given[:3])
-    result: tuple[torch.Tensor, ...] = torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, 0.0, given.is_causal, False, scale=scale
-    )
+    query, _key, _value = (pad(tensor, (0, -size % 8)) if size % 8 else tensor for tensor in given[:3])
+    out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+    sums = torch.empty(query.shape[:-1], dtype=torch.float32, device="cuda")
     splits = FlashSplits.of(given, target)
-    held = [sized(splits.at(part)) for part in ("lse", "out")]
-    del held
-    return result[0][..., :size] if size % 8 else result[0]
+    split_sums, split_out = sized(splits.at("lse")), sized(splits.at("out"))
+    state = torch.empty(2, dtype=torch.uint64, device="cuda")
+    offset = torch.empty((), dtype=torch.uint64, device="cuda")
+    del split_sums, split_out
+    del sums, state, offset
+    return out[..., :size] if size % 8 else out
 
 
 class FlashSplits(NamedTuple):
@@ -206,17 +214,28 @@ def num_splits(blocks: int, processors: int, key_blocks: int, most: int = 128) -
 
 
 def _run_efficient(given: Inputs, scale: float | None, target: Target) -> torch.Tensor:
+    """What attention.cu, _efficient_attention_forward, allocates.
+
+    Kernels for heads of up to 128 keep their output in registers; the one for longer heads adds it up in a buffer in
+    float32, unless that is its output (mem_eff_attention/kernel_forward.h: kNeedsOutputAccumulatorBuffer).
+    """
+    query, key, value = given[:3]
     mask = _additive(given)
     if mask is not None:
-        shape = (given.query.size(0), given.query.size(1), given.query.size(-2), given.key.size(-2))
-        mask = _padded(mask).expand(shape)
-    result: tuple[torch.Tensor, ...] = torch.ops.aten._scaled_dot_product_efficient_attention(
-        *given[:3], mask, False, 0.0, given.is_causal, scale=scale
-    )
-    return result[0]
+        mask = _padded(mask).expand(query.size(0), query.size(1), query.size(-2), key.size(-2))
+    batches, heads, rows, size = query.shape
+    shape = (batches, rows, heads, value.size(-1))
+    out = torch.empty(shape, dtype=query.dtype, device="cuda")
+    if max(size, value.size(-1)) > _REGISTER_HEADS and query.dtype != torch.float32:
+        torch.empty(shape, dtype=torch.float32, device="cuda")
+    return out.transpose(1, 2)
 
 
-def _padded(mask: torch.Tensor, alignment: int = 16) -> torch.Tensor:
+_REGISTER_HEADS = 128
+"""Longest heads whose output stays in registers (mem_eff_attention/kernels/cutlassF.h: the ``rf`` kernels)."""
+
+
+def _padded(mask: torch.Tensor, alignment: int = 8) -> torch.Tensor:
     """Rows that start at multiples of the alignment (attention.cpp: preprocess_mask, pad_bias)."""
     *rows, keys = mask.shape
     row_bytes = prod(rows) * mask.itemsize
@@ -230,24 +249,59 @@ def _padded(mask: torch.Tensor, alignment: int = 16) -> torch.Tensor:
 
 def _additive(given: Inputs) -> torch.Tensor | None:
     """A boolean mask as what is added to the scores (attention.cpp: convert_boolean_attn_mask)."""
-    mask = given.mask
-    if mask is None or mask.dtype != torch.bool:
+    return _as_additive(given.mask, given.query.dtype) if given.mask is not None else None
+
+
+def _as_additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if mask.dtype != torch.bool:
         return mask
-    added = torch.zeros_like(mask, dtype=given.query.dtype)
-    return added.masked_fill_(mask.logical_not(), float("-inf"))
+    hidden = torch.scalar_tensor(float("-inf"), dtype=dtype, device="cuda")
+    shown = torch.scalar_tensor(0.0, dtype=dtype, device="cuda")
+    return torch.where(mask, shown, hidden)
 
 
 def _run_math(given: Inputs, scale: float | None, target: Target) -> torch.Tensor:
-    result: tuple[torch.Tensor, ...] = torch.ops.aten._scaled_dot_product_attention_math(
-        *given[:3],
-        _additive(given),
-        0.0,
-        given.is_causal,
-        None,
-        scale=scale,
-        enable_gqa=given.enable_gqa,
-    )
-    return result[0]
+    """attention.cpp, _scaled_dot_product_attention_math, as it runs on tensors that are no subclass.
+
+    Those it adds to in place, and their softmax is a composite; those in half precision it computes in float32, and
+    what it does not return, the probabilities, it converts back all the same.
+    """
+    dtype = given.query.dtype
+    mask = _additive(given)
+    half = dtype in (torch.float16, torch.bfloat16)
+    whole = [tensor.float() if half else tensor for tensor in given[:3]]
+    factor = sqrt(given.query.size(-1) ** -0.5 if scale is None else abs(scale))
+    query = whole[0] * factor
+    if given.is_causal:
+        mask = _causal(query, whole[1])
+    groups = query.size(1) // whole[1].size(1) if given.enable_gqa else 1
+    key, value = (tensor.repeat_interleave(groups, -3) if groups > 1 else tensor for tensor in whole[1:])
+    scores = query @ (key.transpose(-2, -1) * factor)
+    if mask is not None:
+        scores.add_(mask)
+    scores = _safe_softmax(scores)
+    returned = scores.to(dtype)
+    out = (scores @ value).to(dtype)
+    del scores, query, key, value
+    while whole:
+        del whole[-1]
+    del returned
+    return out
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    mask = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device="cuda").tril()
+    return _as_additive(mask, query.dtype)
+
+
+def _safe_softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Nothing where a row is all masked (SoftMax.cpp: _safe_softmax)."""
+    out = torch.softmax(scores, -1)
+    masked = scores == float("-inf")
+    rows = torch.all(masked, dim=-1, keepdim=True)
+    out.masked_fill_(rows, torch.scalar_tensor(0.0, dtype=out.dtype, device="cuda"))
+    del rows, masked
+    return out
 
 
 _RUNS: dict[Backend, Callable[[Inputs, float | None, Target], torch.Tensor]] = {

@@ -44,6 +44,9 @@ def fake_bitsandbytes() -> Iterator[dict[str, Kernel]]:
         for module in (bnb.nn, bnb.nn.modules):
             stack.enter_context(patch.object(module, "Params4bit", fourbit))
             stack.enter_context(patch.object(module, "Int8Params", int8))
+        codes = bnb.functional.create_dynamic_map().shape
+        stack.enter_context(patch.object(bnb.functional, "create_dynamic_map", lambda: torch.empty(codes)))
+        stack.enter_context(patch.dict(bnb.functional.name2qmap, clear=True))
         stack.enter_context(patch.object(FakeTensor, "data_ptr", lambda _: 0, create=True))
         yield kernels
     _forget_gpu()

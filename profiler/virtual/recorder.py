@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import (
@@ -48,6 +48,10 @@ def sized(law: Sized) -> torch.Tensor:
         _law.reset(token)
 
 
+Purpose = Literal["result", "scratch", "library"]
+"""A result of an operation; what its kernel gives back at once; or what a library keeps for good."""
+
+
 class Birth(NamedTuple):
     """An allocation."""
 
@@ -58,8 +62,7 @@ class Birth(NamedTuple):
     """Name of the innermost module that ran, or of the parameter that it became."""
     shape: tuple[int, ...]
     dtype: str
-    library: bool = False
-    """Whether a library keeps it for good."""
+    purpose: Purpose = "result"
     law: Sized | None = None
     """Where its size is not affine in the length."""
 
@@ -121,6 +124,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._depth and func.namespace == "aten" and func._can_decompose():
             with self:  # below autograd composites such as linear arrive whole
                 return func.decompose(*args, **kwargs)
+        op = func._schema.name
+        hidden = hidden_allocations(func, args, kwargs, self._target)
+        around = [self._born(size, op, purpose="scratch") for size in hidden.around]
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -132,13 +138,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{self._where}: {func} has no kernel for fake tensors, so that what it allocates is not known",
                 hint="profile the model on a device: --device cuda or --device cpu",
             ) from error
-        hidden = hidden_allocations(func, args, kwargs, self._target)
-        op = func._schema.name
         for value in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
             if isinstance(value, torch.Tensor) and value.device.type == "cuda":
                 self._follow(value, op)
-        if hidden is not None:
-            self._take(hidden, op)
+        self._take(hidden, op)
+        self.trace.events.extend(~number for number in around)
         self._values.follow(func, args, kwargs, result)
         return result
 
@@ -186,12 +190,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shape: tuple[int, ...] = (),
         dtype: str = "uint8",
         *,
-        library: bool = False,
+        purpose: Purpose = "result",
         law: Sized | None = None,
     ) -> int:
         trace = self.trace
         number = len(trace.births)
-        trace.births.append(Birth(size, op, self._modules[-1] if self._modules else "", shape, dtype, library, law))
+        trace.births.append(Birth(size, op, self._modules[-1] if self._modules else "", shape, dtype, purpose, law))
         trace.events.append(number)
         return number
 
@@ -229,6 +233,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for library, size in hidden.kept:
             if library not in self._libraries:
                 self._libraries.add(library)
-                self._born(size, library, library=True)
-        for number in [self._born(size, op) for size in hidden.scratch]:
+                self._born(size, library, purpose="library")
+        for number in [self._born(size, op, purpose="scratch") for size in hidden.scratch]:
             self.trace.events.append(~number)

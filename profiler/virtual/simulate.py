@@ -357,4 +357,4 @@ class _Run:
         """What was loaded and stays, and the libraries' workspaces."""
         births, loaded = self._program.trace.births, self._program.load_end
         first = sum(event >= 0 for event in self._program.trace.events[:loaded])
-        return sum(b.size for n, b in self._blocks.items() if n < first or births[n].library)
+        return sum(b.size for n, b in self._blocks.items() if n < first or births[n].purpose == "library")
