@@ -13,6 +13,7 @@ from analytic.estimator import largest, run
 from analytic.hardware import custom_gpu
 from analytic.ledger import ALLOCATED, COMPONENTS
 from analytic.models import catalog
+from analytic.models.model import Model
 from analytic.placement import balance
 from analytic.report.document import estimate_document
 from analytic.request import Request
@@ -108,11 +109,20 @@ def test_more_work_never_needs_less_memory(
         attention=attention,
     )
     small = run(model, asked).fullest
-    broad = run(model, replace(asked, batch_size=batch + more)).fullest
+    broad, longer, further = (
+        run(model, replace(asked, **{field: getattr(asked, field) + more})).fullest
+        for field in ("batch_size", "prompt_tokens", "output_tokens")
+    )
     assert max(phase.bytes for phase in broad.phases) > max(phase.bytes for phase in small.phases)
     assert broad.device.bytes >= small.device.bytes  # what loading has left cached may be enough for either
-    assert run(model, replace(asked, prompt_tokens=prompt + more)).fullest.device.bytes >= small.device.bytes
-    assert run(model, replace(asked, output_tokens=output + more)).fullest.device.bytes >= small.device.bytes
+    assert further.device.bytes >= small.device.bytes
+    assert longer.allocated.bytes >= small.allocated.bytes
+    if all(window is None for window in windows(model)):  # a cache that ends at its window outgrows less
+        assert longer.device.bytes >= small.device.bytes
+
+
+def windows(model: Model) -> list[int | None]:
+    return [getattr(layer.mixer, "window_tokens", None) for layer in model.geometry.layers]
 
 
 @pytest.mark.parametrize(

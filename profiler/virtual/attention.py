@@ -16,8 +16,6 @@ from profiler.virtual.target import Target
 
 Backend = Literal["cudnn", "flash", "efficient", "math"]
 
-NOT_MODELED = "cuDNN attention: its workspace, which only cuDNN knows"
-
 
 class Inputs(NamedTuple):
     """Query [B, H, S, D], key [B, Hk, L, D], value [B, Hk, L, Dv], and how they are combined."""

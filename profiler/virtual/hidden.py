@@ -30,6 +30,8 @@ class Hidden(NamedTuple):
     """Bytes taken together after the result, and given back at once."""
     around: tuple[int, ...] = ()
     """Bytes taken before the result, and given back after it."""
+    unknown: str | None = None
+    """What it takes besides, of which no size is known."""
 
 
 Rule = Callable[[Any, Any, Target], Hidden | None]
@@ -61,6 +63,22 @@ def _biased_product(args: Any, kwargs: Any, target: Target) -> Hidden:
     return hidden
 
 
+_GROUPED_WORKSPACE_BYTES = {9: 512, 10: 5376}
+"""Of CUTLASS's kernels for groups, a multiprocessor, by major compute capability (seen for 9.0, 10.0, 10.3)."""
+
+
+def _grouped_product(args: Any, kwargs: Any, target: Target) -> Hidden:
+    """A problem's size, pointers and strides for each group, and CUTLASS's workspace (native/cuda/GroupMM.cu).
+
+    Other GPUs and dtypes multiply one group after another.
+    """
+    workspace = _GROUPED_WORKSPACE_BYTES.get(target.capability[0])
+    if workspace is None or args[0].dtype != torch.bfloat16:
+        return _product(args, kwargs, target)
+    groups = max(tensor.size(0) for tensor in args[:2] if tensor.dim() == 3)
+    return Hidden(scratch=(60 * groups, workspace * target.sms))
+
+
 def _solve(args: Any, kwargs: Any, target: Target) -> Hidden:
     """Pointers to the matrices of a batch (native/cuda/linalg/BatchLinearAlgebraLib.cpp: get_device_pointers)."""
     matrices, vectors = args[:2]
@@ -76,6 +94,10 @@ def _convolution(args: Any, kwargs: Any, target: Target) -> Hidden | None:
     """The input as one piece (native/Convolution.cpp: _convolution, CudaDepthwise2d)."""
     given = args[0]
     return None if given.is_contiguous() else Hidden(around=(_bytes(given),))
+
+
+def _cudnn_attention(args: Any, kwargs: Any, target: Target) -> Hidden:
+    return Hidden(unknown="the workspace of cuDNN's attention")
 
 
 def _cumsum(args: Any, kwargs: Any, target: Target) -> Hidden | None:
@@ -226,9 +248,10 @@ RULES: dict[str, Rule] = {
     "aten::addmm": _biased_product,
     "aten::bmm": _product,
     "aten::baddbmm": _product,
-    "aten::_grouped_mm": _product,
+    "aten::_grouped_mm": _grouped_product,
     "aten::linalg_solve_triangular": _solve,
     "aten::convolution": _convolution,
+    "aten::_scaled_dot_product_cudnn_attention": _cudnn_attention,
     "aten::cumsum": _cumsum,
     "aten::sort": _sort,
     "aten::index": _index,

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from analytic.measurement import Advice, Device, Failure, Phase, PhaseName
+from analytic.request import Request
 from profiler.meters import max_rss_bytes
 from profiler.serve import Emit, Job, software
 from profiler.tensors import held, module_rows, weights_by_format
 from profiler.virtual.generate import Loaded, Run, load_model, serve, virtual_gpu
 from profiler.virtual.peaks import peaks
+from profiler.virtual.recorder import Recorder
 from profiler.virtual.search import Found, search
 from profiler.virtual.simulate import Program, Simulation, simulated
 from profiler.virtual.target import Target, find_target
@@ -47,7 +49,7 @@ def measure(job: Job, emit: Emit) -> None:
         timeline=[(float(at), *memory, memory[1] + target.context_bytes) for at, *memory in told.timeline],
         peaks=[asdict(peak) for peak in peaks(run.program)],
         advice=[asdict(advice) for advice in _advice(run.program, target, told)] if job.advice else [],
-        notes=_notes(run, target),
+        notes=_notes(recorder, job.request),
         request=asdict(found.request),
         tried=[asdict(tried) for tried in found.tried],
     )
@@ -145,6 +147,11 @@ def _advice(program: Program, target: Target, told: Simulation) -> Iterator[Advi
     yield from sorted(found, key=lambda advice: (advice.status != "ok", -advice.saved_bytes))
 
 
-def _notes(run: Run, target: Target) -> list[str]:
+def _notes(recorder: Recorder, request: Request) -> list[str]:
     """What a virtual GPU cannot know."""
-    return []
+    notes = [f"not counted: {unknown}, which only a device tells." for unknown in sorted(recorder.unknown)]
+    if request.quantization == "bnb-int8":
+        notes.append("int8: no column of activations is an outlier; those of real weights are kept in float16 beside.")
+    if request.quantization in (None, "none"):
+        notes.append("load: tensors come one by one; transformers reads a few ahead, which may be staged at once.")
+    return notes

@@ -88,6 +88,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.live: dict[int, int] = {}
         """Birth number by the address of the storage."""
+        self.unknown: set[str] = set()
+        """What kernels take besides, of which no size is known."""
         self._target = target
         self._kernels = kernels or {}
         self._values = Values()
@@ -166,7 +168,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._values.compute(func, args, kwargs)
         except UnknownValueError as unknown:
             if self._depth and func._schema.name == "aten::_local_scalar_dense" and args[0].dtype == torch.bool:
-                return False  # int8 asks whether there are outliers: none, as with the weights of a sparse checkpoint
+                return False  # int8 asks whether there are outliers, of which `measure` says that there are none
             raise UllageError(
                 f"{self._where}: {func} depends on the values of activations, which a virtual GPU has none of",
                 hint="profile it on a device: --device cuda or --device cpu",
@@ -230,6 +232,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.trace.births[number] = self.trace.births[number]._replace(module=name)
 
     def _take(self, hidden: Hidden, op: str) -> None:
+        if hidden.unknown is not None:
+            self.unknown.add(hidden.unknown)
         for library, size in hidden.kept:
             if library not in self._libraries:
                 self._libraries.add(library)
