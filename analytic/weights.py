@@ -19,7 +19,7 @@ QUANTIZATIONS = ("bnb-nf4", "bnb-fp4", "bnb-int8")
 _KEPT_IN_FLOAT32 = {"float32-unless-float64": ("float16", "bfloat16"), "float32-if-float16": ("float16",)}
 """Tensors that transformers upcasts, and the serving dtypes in which it does so (modeling_utils.py)."""
 
-_STACKED = dict.fromkeys(
+STACKED_AT_LOAD = dict.fromkeys(
     ("deepseek_v2", "deepseek_v3", "glm4_moe", "nemotron_h", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"), 1.0
 ) | dict.fromkeys(("minimax_m2", "mixtral", "phimoe"), 0.5)
 """Text model types whose published checkpoints hold each expert's matrices by themselves, which transformers stacks on
@@ -84,7 +84,7 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
             f"{model.id} is published in {model.native_format}, whose dequantised size is not modelled",
             hint="leave --quantization out to serve it as published",
         )
-    stacked = _STACKED.get(model.geometry.model_type, 0.0)
+    stacked = STACKED_AT_LOAD.get(model.geometry.model_type, 0.0)
     served = tuple(_serve(group, dtype, quantization, stacked) for group in model.tensors)
     persistent = [s for s in served if s.group.persistent]
     return Weights(

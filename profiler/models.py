@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 import transformers
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from analytic.errors import UllageError
@@ -21,6 +22,9 @@ from analytic.models.roles import role_of
 
 BUILT_AS = {"kimi_k2": "deepseek_v3"}
 """Published model types whose checkpoints name another type's classes as their architecture."""
+
+STACKED_ON_DISK = frozenset({"qwen3_5_moe_text"})
+"""Text model types whose published checkpoints hold experts stacked, though transformers would save them one by one."""
 
 _AS_STORED = "give the checkpoint's safetensors beside its config: they are counted as stored"
 
@@ -43,6 +47,16 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
     tensors = _with_conversions(list(_tensors(model)), model)
     groups = tuple(_group(_with_native_format(tensors, config)))
     return {"architecture": type(model).__name__, "parameters": parameters(groups), "tensors": groups}
+
+
+def published_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of ``model`` under the names and in the shapes of a published checkpoint, ties once."""
+    tied = model.all_tied_weights_keys
+    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in tied}
+    kept = {}
+    if model.config.get_text_config().model_type in STACKED_ON_DISK:
+        kept = {name: state.pop(name) for name in list(state) if ".experts." in name}
+    return dict(revert_weight_conversion(model, state)) | kept
 
 
 def build(config: Mapping[str, Any]) -> Any:

@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.core_model_loading import revert_weight_conversion
 
 from analytic.errors import UllageError, UsageError
 from analytic.models.roles import role_of
-from profiler.models import build
+from profiler.models import build, published_tensors
 from profiler.scratch import scratch_directory
 
 FOLDER_VARIABLE = "ULLAGE_SPARSE_DIR"
@@ -187,16 +186,14 @@ def _config_json(config: Mapping[str, Any], model: Any, dtype: str) -> dict[str,
 
 
 def _published(model: Any, stored: torch.dtype) -> list[_Tensor]:
-    """The tensors of ``model`` under the names and in the shapes of a published checkpoint, ties once.
+    """What a published checkpoint of ``model`` holds, ties once.
 
     The widest dtypes come first, so that every tensor starts at a multiple of its element's size.
     """
     _initialise_vectors(model)
-    tied = model.all_tied_weights_keys
-    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in tied}
     random = _random_elements(model)
-    published = revert_weight_conversion(model, state)
-    _require_all(random, state, published)
+    published = published_tensors(model)
+    _require_all(random, model, published)
     tensors = [_tensor(name, t, stored, random.get(id(t), 0)) for name, t in published.items()]
     return sorted(tensors, key=lambda t: -t.dtype.itemsize)
 
@@ -248,11 +245,11 @@ def _is_router(name: str, model: Any) -> bool:
     return role_of(name, module=owner, parameter=True) == "router"
 
 
-def _require_all(random: dict[int, int], state: dict[str, torch.Tensor], published: dict[str, torch.Tensor]) -> None:
+def _require_all(random: dict[int, int], model: Any, published: dict[str, torch.Tensor]) -> None:
     """Refuse a model whose embedding or routers are stored otherwise than they are held: zeros would route nothing."""
     lost = random.keys() - {id(t) for t in published.values()}
     if lost:
-        names = [name for name, t in state.items() if id(t) in lost]
+        names = [name for name, t in model.named_parameters() if id(t) in lost]
         raise UllageError(
             f"transformers {transformers.__version__} converts {', '.join(names[:3])} on loading: not modelled",
             hint="this model has no sparse checkpoint",

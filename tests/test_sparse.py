@@ -23,7 +23,7 @@ from tiny import TINY, tiny_config
 
 from analytic.errors import UllageError, UsageError
 from analytic.models import catalog
-from profiler import sparse
+from profiler import models, sparse
 from profiler.models import build
 from profiler.sparse import EMBEDDED_TOKENS, SparseCheckpoint, keeps_holes, sparse_checkpoint
 
@@ -196,7 +196,7 @@ def test_an_embedding_that_is_stored_converted_is_refused(monkeypatch: pytest.Mo
     def converted(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: t.T.contiguous() if "embed" in name else t for name, t in state.items()}
 
-    monkeypatch.setattr(sparse, "revert_weight_conversion", converted)
+    monkeypatch.setattr(models, "revert_weight_conversion", converted)
     with pytest.raises(UllageError, match="embed_tokens"), sparse_checkpoint(LLAMA, dtype="bfloat16", folder=tmp_path):
         pass
 

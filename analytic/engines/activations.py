@@ -105,6 +105,8 @@ class _Run:
     windowed: bool
     """The context reaches a sliding window, so that windowed layers need a mask."""
     decode: bool
+    fused_softmax: bool
+    """Scores become a softmax in fp32 without a copy in fp32: of float16 on CUDA (ATen native/SoftMax.cpp, softmax)."""
 
 
 def prefill_peak(
@@ -115,9 +117,10 @@ def prefill_peak(
     itemsize: int,
     attention: AttentionName,
     padded: bool = False,
+    fused_softmax: bool = False,
 ) -> Peak:
     """Peak of the prompt's forward and the first token's choice: ``prompt_tokens`` queries a sequence."""
-    run = _run(geometry, itemsize, batch_size, attention, padded, prompt_tokens, decode=False)
+    run = _run(geometry, itemsize, batch_size, attention, padded, fused_softmax, prompt_tokens, decode=False)
     return _peak(_compiled(geometry, run), batch_size, prompt_tokens, prompt_tokens)
 
 
@@ -129,9 +132,10 @@ def decode_peak(
     itemsize: int,
     attention: AttentionName,
     padded: bool = False,
+    fused_softmax: bool = False,
 ) -> Peak:
     """Peak of one decode step whose attention sees ``context_tokens``, the new token included."""
-    run = _run(geometry, itemsize, batch_size, attention, padded, context_tokens, decode=True)
+    run = _run(geometry, itemsize, batch_size, attention, padded, fused_softmax, context_tokens, decode=True)
     return _peak(_compiled(geometry, run), batch_size, 1, context_tokens)
 
 
@@ -170,13 +174,14 @@ def _run(
     batch: int,
     attention: AttentionName,
     padded: bool,
+    fused_softmax: bool,
     context: int,
     decode: bool,
 ) -> _Run:
     windows = _facts(geometry)
     windowed = bool(windows) and context >= min(windows)
     eager = attention == "eager" or not _family(geometry).sdpa
-    return _Run(itemsize, batch > 1, eager, padded, windowed, decode)
+    return _Run(itemsize, batch > 1, eager, padded, windowed, decode, fused_softmax)
 
 
 _FACTS: dict[int, tuple[Geometry, tuple[int, ...], dict[_Run, tuple[_Moment, ...]]]] = {}
@@ -365,8 +370,8 @@ def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixe
 
 
 def _scores(need: Need, heads: int, run: _Run) -> _Form:
-    """Eager scores: B·heads·q·L of each dtype (bf16 softmax in fp32: 2 + 4 + 4 bytes)."""
-    cast = 0 if run.itemsize == 4 else 4
+    """Eager scores: B·heads·q·L of each dtype (softmax in fp32: of bf16 2 + 4 + 4 bytes; of fp16 2 + 4 + 2)."""
+    cast = 0 if run.itemsize == 4 else run.itemsize if run.fused_softmax else 4
     return _Form(pairs=heads * (need.w * run.itemsize + need.w32 * 4 + need.w_cast * cast))
 
 

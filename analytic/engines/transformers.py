@@ -38,8 +38,11 @@ RESTING_SLACK = (0.4, 0.7)
 """Assumed share of the cache's bytes that its segments waste (middle, high; the low bound is none). These and the next
 are fitted to 178 runs of 33 models on a virtual H200, of which they tell the reserved bytes to 0.9 % in the mean."""
 
-RESTING_SLACK_ACTIVATIONS = (0.1, 0.35)
+RESTING_SLACK_ACTIVATIONS = (0.1, 0.6)
 """The same of the most that activations take."""
+
+RESTING_SLACK_BYTES = (16 * _MIB, 64 * _MIB)
+"""The same of everything small: segments of 20 MiB for blocks below 10, of 2 MiB for those up to 1."""
 
 GROWN_SLACK = (0.45, 0.6)
 """Assumed share of outgrown segments that stay cached beside the final cache (middle, high)."""
@@ -206,6 +209,7 @@ def _phases(share: Share, request: Request, dtype: str, outlier_share: float) ->
         "itemsize": itemsize(dtype),
         "attention": request.attention,
         "padded": request.padded,
+        "fused_softmax": dtype == "float16",
     }
 
     def phase(name: Literal["prefill", "decode"], tokens: int, rows: int, peak: Peak) -> Phase:
@@ -213,7 +217,7 @@ def _phases(share: Share, request: Request, dtype: str, outlier_share: float) ->
             name=name,
             moment=peak.moment,
             sequence_state=exact(_state(geometry, request, dtype, tokens)),
-            activations=_traced(peak),
+            activations=_traced(peak, _unsplit_high(geometry, request, itemsize(dtype), tokens)),
             temporaries=bounded(*_temporaries(share, request, dtype, rows, peak.moment, outlier_share), "traced"),
         )
 
@@ -241,8 +245,25 @@ def _at_least(peak: Peak, floor: int) -> Peak:
     return Peak(bytes=floor, low_bytes=floor, high_bytes=max(floor, peak.high_bytes), moment="cache growth")
 
 
-def _traced(peak: Peak) -> Quantity:
-    return bounded(peak.low_bytes, peak.bytes, peak.high_bytes, "traced")
+def _unsplit_high(geometry: Geometry, request: Request, size: int, tokens: int) -> int:
+    """Ends of blocks that may count beside the activations: seen are 2 MiB, and a 500th of the cache.
+
+    A block that is up to 1 MiB too large is not split (CUDACachingAllocator.cpp, should_split): of a tensor of little
+    more than that, it can be all.
+    """
+    kinds = storage_growth(
+        geometry,
+        prompt_tokens=request.prompt_tokens,
+        total_tokens=tokens,
+        sequences=request.batch_size,
+        itemsize=size,
+    )
+    ends = (count * (_MIB if _MIB < last < 2 * _MIB else last // 500) for count, _, last in kinds)
+    return 2 * _MIB + sum(ends)
+
+
+def _traced(peak: Peak, unsplit_bytes: int) -> Quantity:
+    return bounded(peak.low_bytes, peak.bytes, max(peak.high_bytes, peak.bytes + unsplit_bytes), "traced")
 
 
 def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment: str, outlier_share: float) -> Bounds:
@@ -319,7 +340,8 @@ def _slack(phases: tuple[Phase, ...], share: Share, outgrown: int, room: tuple[i
 def _resting(phase: Phase, at: int) -> int:
     """Unused parts of the segments that hold the cache and the activations, with the middle (0) or high (1) figures."""
     activations = phase.bytes - phase.sequence_state.bytes
-    return round(RESTING_SLACK[at] * phase.sequence_state.bytes + RESTING_SLACK_ACTIVATIONS[at] * activations)
+    shares = RESTING_SLACK[at] * phase.sequence_state.bytes + RESTING_SLACK_ACTIVATIONS[at] * activations
+    return RESTING_SLACK_BYTES[at] + round(shares)
 
 
 def _grown(outgrown: int, state: float) -> list[int]:

@@ -7,10 +7,9 @@ from unittest.mock import patch
 
 import torch
 from transformers import GenerationConfig
-from transformers.core_model_loading import revert_weight_conversion
 
 from analytic.request import Request
-from profiler.models import build
+from profiler.models import build, published_tensors
 from profiler.serve import quantization_config, quiet
 
 _DEVICE = "cuda:0"
@@ -30,7 +29,7 @@ def load(config: Mapping[str, Any], request: Request, *, stored: str) -> Any:
     quiet()
     blank = build(config)
     blank.config.architectures = [type(blank).__name__]
-    checkpoint = {name: _staged(tensor, stored) for name, tensor in published(blank).items()}
+    checkpoint = {name: _staged(tensor, stored) for name, tensor in published_tensors(blank).items()}
     with patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"):
         model = type(blank).from_pretrained(
             None,
@@ -43,13 +42,6 @@ def load(config: Mapping[str, Any], request: Request, *, stored: str) -> Any:
         )
     model.generation_config = GenerationConfig()  # as of a sparse checkpoint, which has none of its own
     return model
-
-
-def published(model: Any) -> dict[str, torch.Tensor]:
-    """The tensors of ``model`` under the names and in the shapes of a published checkpoint, ties once."""
-    tied = model.all_tied_weights_keys
-    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in tied}
-    return dict(revert_weight_conversion(model, state))
 
 
 def _staged(tensor: torch.Tensor, stored: str) -> torch.Tensor:
