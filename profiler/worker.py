@@ -169,3 +169,6 @@ def main(job_file: str, events_file: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:3])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is told: taking a model apart, module by module, would take a second

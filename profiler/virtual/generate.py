@@ -1,5 +1,6 @@
 """A request on the virtual GPU: load and generate once on fakes, as far as the steps' law needs."""
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +25,10 @@ from profiler.virtual.target import Target
 
 @contextmanager
 def virtual_gpu(target: Target, request: Request) -> Iterator[Recorder]:
-    """Within it everything on ``cuda`` is fake, and recorded."""
+    """Within it everything on ``cuda`` is fake, and recorded; Python's collector rests, as tracing makes no cycles."""
     with ExitStack() as stack:
+        gc.disable()
+        stack.callback(gc.enable)
         is_quantized = request.quantization not in (None, "none")
         kernels = stack.enter_context(fake_bitsandbytes()) if is_quantized else {}
         stack.enter_context(fake_cuda(target))

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import GenerationConfig
 
 from analytic.request import Request
@@ -27,9 +28,11 @@ def load(config: Mapping[str, Any], request: Request, *, stored: str) -> Any:
         stored: dtype of the checkpoint's tensors.
     """
     quiet()
-    blank = build(config)
+    with _disable_current_modes():  # on the meta device, where nothing is to be recorded
+        blank = build(config)
+        published = published_tensors(blank)
     blank.config.architectures = [type(blank).__name__]
-    checkpoint = {name: _staged(tensor, stored) for name, tensor in published_tensors(blank).items()}
+    checkpoint = {name: _staged(tensor, stored) for name, tensor in published.items()}
     with patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"):
         model = type(blank).from_pretrained(
             None,
