@@ -232,6 +232,11 @@ def run(
             f"transformers' dynamic cache keeps the model's dtype ({dtype}), not {request.kv_cache_dtype}",
             hint="leave --kv-cache-dtype at auto",
         )
+    if request.cache_implementation != "dynamic":
+        raise UllageError(
+            f"transformers' {request.cache_implementation} cache is not modelled",
+            hint="`ullage profile --device virtual:GPU --cache-implementation static` simulates it",
+        )
     request = _as_served(model, request, gpu)
     fitted = calibration if calibration and request.attention in calibration.attention else None
     rows = _ledgers(model, request, dtype, gpu, gpus, fitted)

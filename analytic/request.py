@@ -8,6 +8,7 @@ from analytic.weights import DTYPES, QUANTIZATIONS
 
 Engine = Literal["transformers"]
 Attention = Literal["sdpa", "eager"]
+CacheImplementation = Literal["dynamic", "static"]
 
 LARGEST = {"batch_size": 1_000_000, "prompt_tokens": 100_000_000, "output_tokens": 100_000_000}
 """The most that may be asked for."""
@@ -32,6 +33,8 @@ class Request:
     padded: bool = False
     """Whether sequences of one batch differ in length, so that an attention mask exists."""
     attention: Attention = "sdpa"
+    cache_implementation: CacheImplementation = "dynamic"
+    """Whether transformers' cache grows with every token, or has all its room from the first on."""
     gpu_memory_utilization: float = 1.0
     """Share of the GPU's capacity that may be used."""
 
@@ -43,6 +46,7 @@ class Request:
                 raise UsageError(f"--{name.replace('_', '-')}: {value!r} must lie between 1 and {largest:,}")
         _choose("engine", self.engine, ("transformers",))
         _choose("attention", self.attention, ("sdpa", "eager"))
+        _choose("cache-implementation", self.cache_implementation, ("dynamic", "static"))
         _choose("dtype", self.dtype, ("auto", *DTYPES))
         _choose("quantization", self.quantization, (None, "none", *QUANTIZATIONS))
         _choose("compute-dtype", self.compute_dtype, (None, *DTYPES))

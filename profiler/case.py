@@ -35,8 +35,11 @@ class Case:
     @property
     def id(self) -> str:
         """A file name for people, and eight digits that tell cases apart."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         request = self.request
+        told = asdict(self)
+        if request.cache_implementation == "dynamic":  # as cases were called before there was another
+            del told["request"]["cache_implementation"]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         parts = [
             re.sub(r"[^a-z0-9]+", "-", self.model.lower()).strip("-")[-60:],
             f"{self.twin_layers}l" if self.twin_layers else "",
@@ -47,5 +50,6 @@ class Case:
             f"p{request.prompt_tokens}",
             f"o{request.output_tokens}",
             "padded" if request.padded else "",
+            "static" if request.cache_implementation == "static" else "",
         ]
         return "_".join([*filter(None, parts), digest[:8]])

@@ -34,6 +34,7 @@ def profile(
     output_tokens: str = "256",
     padded: Flag = False,
     attention: Literal["sdpa", "eager"] = "sdpa",
+    cache_implementation: Literal["dynamic", "static"] = "dynamic",
     twin_layers: Whole | None = None,
     weights: Literal["auto", "sparse", "real"] = "auto",
     revision: str | None = None,
@@ -74,6 +75,8 @@ def profile(
         The first sequence is a quarter shorter, so that the batch needs an attention mask.
     attention
         Attention implementation.
+    cache_implementation
+        static: all the cache's room at once, without the compilation that generate would add.
     twin_layers
         Measure a twin of so many layers, which loads nearly the same kernels.
     weights
@@ -115,6 +118,7 @@ def profile(
         output_tokens=parse_tokens(output_tokens, what="--output-tokens"),
         padded=padded,
         attention=attention,
+        cache_implementation=cache_implementation,
     )
     case = Case(model=model, request=request, revision=revision, twin_layers=twin_layers, weights=weights)
     with needing_torch():

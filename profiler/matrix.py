@@ -171,6 +171,7 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "prompt_tokens": _tokens,
     "output_tokens": _tokens,
     "attention": _text,
+    "cache_implementation": _text,
     "padded": _truth,
     "twin_layers": _whole,
     "weights": _text,

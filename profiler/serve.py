@@ -131,9 +131,17 @@ def _serve(model: Any, request: Request, meter: Meter, phases: _Phases) -> None:
         del out
 
 
-def generate(model: Any, request: Request) -> Any:
-    """What ``model.generate`` returns for a random prompt: greedy, and never ended early."""
+def generate(model: Any, request: Request, *, total_tokens: int | None = None) -> Any:
+    """What ``model.generate`` returns for a random prompt: greedy, and never ended early.
+
+    A static cache has room for ``total_tokens`` (None: of the request), or more.
+    """
     ids, mask = _prompt(model, request)
+    static: dict[str, Any] = {}
+    if request.cache_implementation == "static":
+        model._previous_max_cache_length = -1  # or it would be as large as an earlier call's
+        room = (total_tokens or request.total_tokens) - 1
+        static = {"cache_implementation": "static", "max_cache_len": room, "disable_compile": True}
     return model.generate(
         ids,
         attention_mask=mask,
@@ -143,6 +151,7 @@ def generate(model: Any, request: Request) -> Any:
         pad_token_id=0,
         eos_token_id=None,
         return_dict_in_generate=True,
+        **static,
     )
 
 

@@ -109,7 +109,7 @@ def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:
     with recorder.fork(loaded.load_end) as trace, recorder.naming(loaded.model):
         hook = loaded.model.register_forward_pre_hook(begin, with_kwargs=True)
         try:
-            out = generate(loaded.model, replace(request, output_tokens=tokens))
+            out = generate(loaded.model, replace(request, output_tokens=tokens), total_tokens=request.total_tokens)
         finally:
             hook.remove()
         end = len(trace.events)
