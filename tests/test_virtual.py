@@ -15,7 +15,7 @@ from analytic.request import Request
 from profiler.live_bytes import LiveBytes, LiveStorage
 from profiler.models import build
 from profiler.serve import generate
-from profiler.virtual.generate import load_model, serve, virtual_gpu
+from profiler.virtual.generate import Run, load_model, serve, virtual_gpu
 from profiler.virtual.peaks import peaks
 from profiler.virtual.simulate import simulate
 from profiler.virtual.target import find_target
@@ -165,11 +165,40 @@ def test_extrapolated_steps_are_those_of_a_full_trace(family: str, changes: dict
         short, full = serve(loaded, request), serve(loaded, request, traced_tokens=tokens)
     assert short.program.decode is not None
     assert len(short.program.trace.events) < len(full.program.trace.events)
+    require_equal(short, full)
+    assert [*peaks(short.program)][1].tensors == [*peaks(full.program)][1].tensors
+
+
+def require_equal(short: Run, full: Run) -> None:
     assert short.sequence_state_bytes == full.sequence_state_bytes
     told, truth = [*peaks(short.program)], [*peaks(full.program)]
     assert [peak.requested_bytes for peak in told] == [peak.requested_bytes for peak in truth]
-    assert told[1].tensors == truth[1].tensors
     for conf in SETTINGS:
-        told, truth = (simulate(run.program, capacity_bytes=PLENTY, alloc_conf=conf) for run in (short, full))
-        assert told.phases == truth.phases, conf
-        assert told.retained_bytes == truth.retained_bytes, conf
+        first, second = (simulate(run.program, capacity_bytes=PLENTY, alloc_conf=conf) for run in (short, full))
+        assert first.phases == second.phases, conf
+        assert first.retained_bytes == second.retained_bytes, conf
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "output"),
+    [
+        ("gemma3_text", WIDE | {"sliding_window": 560, "max_position_embeddings": 590}, 80),
+        ("gemma2", WIDE | {"sliding_window": 555}, 26),
+        ("mistral", WIDE | {"sliding_window": 550}, 40),
+        ("llama4_text", WIDE | {"attention_chunk_size": 560}, 45),
+    ],
+)
+def test_steps_far_before_a_window_fills_are_those_of_a_full_trace(
+    family: str, changes: dict[str, Any], output: int
+) -> None:
+    request = replace(REQUEST, dtype="bfloat16", batch_size=3, prompt_tokens=530, output_tokens=output)
+    config = tiny_config(family) if family in TINY else tiny_models.tiny_config(family)
+    with virtual_gpu(A100, request) as recorder:
+        loaded = load_model({**config, **changes}, request, recorder, stored="bfloat16")
+        forwards: list[int] = []
+        hook = loaded.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+        short = serve(loaded, request)
+        hook.remove()
+        full = serve(loaded, request, traced_tokens=output)
+    assert len(forwards) < output
+    require_equal(short, full)

@@ -19,6 +19,7 @@ from profiler.virtual.device import fake_cuda
 from profiler.virtual.load import load
 from profiler.virtual.recorder import Recorder
 from profiler.virtual.simulate import Program
+from profiler.virtual.splice import AGREED, Traced, splice
 from profiler.virtual.steps import TRACED_TOKENS, IrregularStepsError, extrapolate
 from profiler.virtual.target import Target
 
@@ -66,17 +67,16 @@ def load_model(config: Mapping[str, Any], request: Request, recorder: Recorder, 
 def serve(loaded: Loaded, request: Request, *, traced_tokens: int = TRACED_TOKENS) -> Run:
     """Trace ``request``, its later decode steps by their law.
 
-    Steps before a length at which the model does otherwise, such as a sliding window that fills, are traced one by one.
+    A length at which the model does otherwise, such as a sliding window that fills, is traced from a prompt that ends
+    just before it, if it lies far from the last traced step.
     """
-    ends = [length - request.prompt_tokens for length in _turns(loaded.model.config)]
-    within = [end for end in ends if -_MARGIN < end <= request.output_tokens]
-    traced_tokens += max(0, *within) + _MARGIN if within else 0
     if request.output_tokens > traced_tokens:
         try:
-            return _traced(loaded, request, traced_tokens)
+            return _extrapolated(loaded, request, traced_tokens)
         except IrregularStepsError:
             pass
-    return _traced(loaded, request, request.output_tokens)
+    traced, prefilled = _traced(loaded, request, request.output_tokens)
+    return _run(loaded, traced, prefilled, extra=0)
 
 
 _TURNS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings", "max_position_embeddings")
@@ -86,14 +86,37 @@ _MARGIN = 2
 """Steps around them that may be otherwise."""
 
 
-def _turns(config: Any) -> set[int]:
+def _turns(config: Any) -> list[int]:
     text = config.get_text_config()
     scaling = getattr(text, "rope_parameters", None) or {}
     told = [getattr(text, name, None) for name in _TURNS] + [scaling.get(name) for name in _TURNS]
-    return {length for length in told if isinstance(length, int)}
+    return sorted({length for length in told if isinstance(length, int)})
 
 
-def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:
+def _extrapolated(loaded: Loaded, request: Request, traced_tokens: int) -> Run:
+    """Trace around the prompt and around every turn, and what lies between by the law of the steps before."""
+    turns = [turn for turn in _turns(loaded.model.config) if turn + _MARGIN - request.prompt_tokens >= 0]
+    whole: Traced | None = None
+    prefilled = extra = 0
+    here = request
+    while True:
+        tokens = traced_tokens
+        while turns and turns[0] - _MARGIN <= here.prompt_tokens + tokens:  # so near that it is traced on the way
+            tokens = max(tokens, turns.pop(0) + _MARGIN - here.prompt_tokens + traced_tokens)
+        traced, state = _traced(loaded, here, min(tokens, here.output_tokens))
+        prefilled = prefilled or state
+        whole = splice(whole, traced, extra=extra) if whole else traced
+        extra = max(0, here.output_tokens - tokens)
+        if not extra or not turns or turns[0] - _MARGIN > here.prompt_tokens + here.output_tokens:
+            return _run(loaded, whole, prefilled, extra=extra)
+        prompt = min(turns[0] - _MARGIN, request.total_tokens - 2) - AGREED
+        # the last step that was traced ends otherwise, and `splice` leaves it out
+        extra = prompt + AGREED - (here.prompt_tokens + tokens - 2)
+        here = replace(here, prompt_tokens=prompt, output_tokens=request.total_tokens - prompt)
+
+
+def _traced(loaded: Loaded, request: Request, tokens: int) -> tuple[Traced, int]:
+    """The first ``tokens`` of ``request``, and the cache's bytes after the prefill."""
     recorder = loaded.recorder
     starts: list[int] = []
     prefilled = 0
@@ -114,17 +137,18 @@ def _traced(loaded: Loaded, request: Request, tokens: int) -> Run:
             hook.remove()
         end = len(trace.events)
         cached = cache_storages(cache or out.past_key_values)
-        cached_births = [recorder.live[key] for key in cached]
-        extra = request.output_tokens - tokens
-        decode = extrapolate(trace, [*starts, end], extra=extra) if extra else None
-        final = sum(cached.values()) if decode is None else sum(decode.bytes_at_end(n, trace) for n in cached_births)
+        traced = Traced(
+            trace=trace.until(end), starts=[*starts, end], cached=[recorder.live[storage] for storage in cached]
+        )
         del out, cache
+    return traced, prefilled or sum(cached.values())
+
+
+def _run(loaded: Loaded, traced: Traced, prefilled: int, *, extra: int) -> Run:
+    trace = traced.trace
+    decode = extrapolate(trace, traced.starts, extra=extra) if extra else None
+    cached = (trace.births[n].bytes if decode is None else decode.bytes_at_end(n, trace) for n in traced.cached)
     return Run(
-        program=Program(
-            trace=trace.until(end),
-            load_end=loaded.load_end,
-            starts=tuple(starts),
-            decode=decode,
-        ),
-        sequence_state_bytes=(prefilled or final, final),
+        program=Program(trace=trace, load_end=loaded.load_end, starts=tuple(traced.starts[:-1]), decode=decode),
+        sequence_state_bytes=(prefilled, sum(cached)),
     )

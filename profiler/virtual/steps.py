@@ -105,7 +105,7 @@ def extrapolate(trace: Trace, starts: list[int], *, extra: int) -> Decode:
     Raises:
         IrregularStepsError: the traced steps obey no such law.
     """
-    born = _births_before(trace, starts)
+    born = births_before(trace, starts)
     last = len(starts) - 2
     regular = range(last - REGULAR, last)
     width = born[last] - born[last - 1]
@@ -162,7 +162,8 @@ def _has_law(before: Birth, after: Birth) -> bool:
     return before.law is not None and after.law is not None and before.law.key != after.law.key
 
 
-def _births_before(trace: Trace, starts: list[int]) -> list[int]:
+def births_before(trace: Trace, starts: list[int]) -> list[int]:
+    """Births of ``trace`` before each of ``starts``."""
     counts, births, at = [], 0, 0
     for start in starts:
         births += sum(event >= 0 for event in trace.events[at:start])
