@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from analytic.errors import UsageError
 from profiler.virtual.alloc_conf import AllocConf
-from profiler.virtual.allocator import Block, CachingAllocator, DeviceOutOfMemoryError
+from profiler.virtual.allocator import CachingAllocator, DeviceOutOfMemoryError
+from profiler.virtual.blocks import Block
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TRACES = sorted((Path(__file__).parent / "data" / "allocator").glob("*.jsonl.gz"))

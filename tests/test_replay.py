@@ -433,7 +433,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_unzips_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.virtual.snapshot.MOST_BYTES", 2**20)
+    monkeypatch.setattr("profiler.virtual.plain_data.MOST_BYTES", 2**20)
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(b"{" + b" " * 2**21))
     with pytest.raises(UllageError, match="larger than") as caught:

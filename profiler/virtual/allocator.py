@@ -8,27 +8,31 @@ fit takes, of equal blocks, the one reserved first.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from profiler.virtual.alloc_conf import MIB, AllocConf
+from profiler.virtual.alloc_conf import AllocConf
+from profiler.virtual.blocks import (
+    MIN_BLOCK,
+    MIN_LARGE,
+    ROUND_LARGE,
+    SMALL_SEGMENT,
+    SMALL_SIZE,
+    UNLIMITED,
+    Block,
+    Pool,
+    cut,
+    least_growable,
+    merge,
+    until_used,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
-MIN_BLOCK = 512
-SMALL_SIZE = MIB
-"""Largest block of the small pool."""
-SMALL_SEGMENT = 2 * MIB
-"""Segment of the small pool, and page of its expandable segments."""
-MIN_LARGE = 10 * MIB
-"""Smaller blocks of the large pool share a segment; others get one of their own …"""
-ROUND_LARGE = 2 * MIB
-"""… of their size rounded up to this."""
 MOST_BYTES = 2**60
 """PyTorch refuses more without asking the device."""
-UNLIMITED = 2**62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,67 +78,6 @@ class DeviceOutOfMemoryError(Exception):
         self.reserved_bytes = reserved_bytes
 
 
-class Block:
-    """A part of a segment, linked with the parts beside it: in use, free, or addresses without memory."""
-
-    __slots__ = ("address", "allocated", "born", "mapped", "next", "pool", "previous", "requested", "size")
-
-    def __init__(self, pool: _Pool, address: int, size: int) -> None:
-        self.pool = pool
-        self.address = address
-        self.size = size
-        self.requested = 0
-        self.previous: Block | None = None
-        self.next: Block | None = None
-        self.allocated = False
-        self.mapped = True
-        self.born = 0
-        """Searches that there had been when it was cached (gc_count_base)."""
-
-    @property
-    def is_split(self) -> bool:
-        """Whether there are other blocks in its segment."""
-        return self.previous is not None or self.next is not None
-
-
-class _Pool:
-    """The free blocks of one stream and one class of sizes (BlockPool)."""
-
-    __slots__ = ("free", "least_remainder", "owner", "page_bytes", "small", "unmapped", "unsplit_from")
-
-    def __init__(self, owner: CachingAllocator, *, small: bool) -> None:
-        conf = owner.conf
-        eager = small or conf.expandable_segments
-        self.owner = owner
-        self.small = small
-        self.free: list[tuple[int, int, Block]] = []
-        """(size, address, block), the smallest first."""
-        self.unmapped: list[tuple[int, Block]] = []
-        """(address, block) of addresses without memory, the lowest first."""
-        self.page_bytes = SMALL_SEGMENT if small else conf.large_segment_bytes
-        self.least_remainder = MIN_BLOCK if eager else SMALL_SIZE + 1
-        """A block is split if at least this is left of it …"""
-        self.unsplit_from = UNLIMITED if eager or conf.max_split_bytes is None else conf.max_split_bytes
-        """… and the request is smaller than this (should_split)."""
-
-    def keep(self, block: Block) -> None:
-        """Cache a block (insert_into_blocks)."""
-        block.born = self.owner.searches
-        insort(self.free, (block.size, block.address, block))
-
-    def drop(self, block: Block) -> None:
-        """Take a block out of its list."""
-        if block.mapped:
-            del self.free[bisect_left(self.free, (block.size, block.address))]
-        else:
-            del self.unmapped[bisect_left(self.unmapped, (block.address,))]
-
-    def keep_unmapped(self, block: Block) -> None:
-        """Keep addresses without memory."""
-        block.mapped = False
-        insort(self.unmapped, (block.address, block))
-
-
 class CachingAllocator:
     """The caching allocator of one device; its statistics are attributes, and ``stats`` a copy of them.
 
@@ -159,7 +102,7 @@ class CachingAllocator:
         self._expands = conf.expandable_segments
         self._max_split = UNLIMITED if conf.max_split_bytes is None else conf.max_split_bytes
         self._rounds = any(divisions > 1 for divisions in conf.roundup_divisions)
-        self._pools: dict[tuple[int, bool], _Pool] = {}
+        self._pools: dict[tuple[int, bool], Pool] = {}
         self._next_address = SMALL_SEGMENT
         self.allocated_bytes = self.requested_bytes = self.reserved_bytes = self.inactive_split_bytes = 0
         self.num_segments = self.num_alloc_retries = self.num_ooms = 0
@@ -207,7 +150,7 @@ class CachingAllocator:
         if not self._expands and block.is_split:
             self.inactive_split_bytes -= block.size
         if block.size - size >= pool.least_remainder and size < pool.unsplit_from:
-            pool.keep(_cut(block, size))
+            pool.keep(cut(block, size))
             self._count_inactive(block.next)
         block.allocated = True
         block.requested = nbytes
@@ -233,7 +176,7 @@ class CachingAllocator:
             return
         self.allocated_bytes -= block.size
         self.requested_bytes -= block.requested
-        merged = _merge(block, block.previous) + _merge(block, block.next)
+        merged = merge(block, block.previous) + merge(block, block.next)
         if not self._expands:
             self.inactive_split_bytes -= merged
             self._count_inactive(block)
@@ -257,8 +200,8 @@ class CachingAllocator:
         block.allocated = True
         return block
 
-    def _open(self, stream: int, *, small: bool) -> _Pool:
-        return self._pools.setdefault((stream, small), _Pool(self, small=small))
+    def _open(self, stream: int, *, small: bool) -> Pool:
+        return self._pools.setdefault((stream, small), Pool(self, small=small))
 
     def _round(self, nbytes: int) -> int:
         """Up to 512 bytes, or to the next division of its power of two (round_size)."""
@@ -268,7 +211,7 @@ class CachingAllocator:
         step = 2**floor // divisions if divisions > 1 and nbytes > MIN_BLOCK * divisions else MIN_BLOCK
         return -(-nbytes // step) * step
 
-    def _find(self, pool: _Pool, size: int) -> Block | None:
+    def _find(self, pool: Pool, size: int) -> Block | None:
         """The smallest free block that holds the request, at the lowest address (get_free_block)."""
         if self._collects and not pool.small:
             self.searches += 1
@@ -277,14 +220,14 @@ class CachingAllocator:
         if at == len(free):
             return None
         if self._expands:
-            at = _least_growable(free, at)
+            at = least_growable(free, at)
         if self._max_split < UNLIMITED:
             small = size < self._max_split
             if free[at][0] >= (self._max_split if small else size + self.conf.max_non_split_rounding_bytes):
                 return None
         return free.pop(at)[2]
 
-    def _reserve(self, pool: _Pool, size: int, nbytes: int) -> Block:
+    def _reserve(self, pool: Pool, size: int, nbytes: int) -> Block:
         """A block from the device, if need be in exchange for what is cached (malloc)."""
         if self._collects:
             self._collect_garbage()
@@ -309,7 +252,7 @@ class CachingAllocator:
             return self.conf.large_segment_bytes
         return -(-size // ROUND_LARGE) * ROUND_LARGE
 
-    def _ask(self, pool: _Pool, size: int, segment: int) -> Block | None:
+    def _ask(self, pool: Pool, size: int, segment: int) -> Block | None:
         """A block from the device, or None (alloc_block)."""
         if self._limited and self.reserved_bytes + segment > self._allowed:
             return None
@@ -342,7 +285,7 @@ class CachingAllocator:
         self.num_segments -= 1
         return block.size
 
-    def _release_oversize(self, pool: _Pool, size: int) -> bool:
+    def _release_oversize(self, pool: Pool, size: int) -> bool:
         """Give back segments that may not be split until they would hold it (release_available_cached_blocks)."""
         if self._max_split == UNLIMITED or self._expands:
             return False
@@ -367,7 +310,7 @@ class CachingAllocator:
                     target -= self._release(block)
             whole = [block for block in whole if self.searches - block.born < average]
 
-    def _expand(self, pool: _Pool, size: int) -> Block | None:
+    def _expand(self, pool: Pool, size: int) -> Block | None:
         """A block of an expandable segment, grown by pages (try_allocate_expandable_block)."""
         block = self._room(pool, size)
         if not block.mapped and not self._map(block, min(block.size, size)):
@@ -381,12 +324,12 @@ class CachingAllocator:
         pool.drop(block)
         return block
 
-    def _room(self, pool: _Pool, size: int) -> Block:
+    def _room(self, pool: Pool, size: int) -> Block:
         """The lowest free or unmapped block that can grow to the request (find_expandable_block)."""
         for _, block in pool.unmapped:
             before = block.previous
             start = block if before is None or before.allocated else before
-            if sum(part.size for part in _until_used(start)) >= size:
+            if sum(part.size for part in until_used(start)) >= size:
                 return start
         pages = -(-(self._total + self._total // 8) // pool.page_bytes)
         address = -(-self._next_address // pool.page_bytes) * pool.page_bytes
@@ -403,10 +346,10 @@ class CachingAllocator:
             return False
         pool.drop(block)
         if mapped < block.size:
-            pool.keep_unmapped(_cut(block, mapped))
+            pool.keep_unmapped(cut(block, mapped))
         block.mapped = True
-        _merge(block, block.previous)
-        _merge(block, block.next)
+        merge(block, block.previous)
+        merge(block, block.next)
         pool.keep(block)
         return True
 
@@ -419,14 +362,14 @@ class CachingAllocator:
             return
         pool.drop(block)
         if last < end:
-            pool.keep(_cut(block, last - block.address))
+            pool.keep(cut(block, last - block.address))
         if block.address < first:
-            before, block = block, _cut(block, first - block.address)
+            before, block = block, cut(block, first - block.address)
             pool.keep(before)
         self._discharge(block.size)
         block.mapped = False
-        _merge(block, block.previous)
-        _merge(block, block.next)
+        merge(block, block.previous)
+        merge(block, block.next)
         if block.is_split:
             pool.keep_unmapped(block)
 
@@ -445,52 +388,3 @@ class CachingAllocator:
             allocated_bytes=self.allocated_bytes,
             reserved_bytes=self.reserved_bytes,
         )
-
-
-def _cut(block: Block, size: int) -> Block:
-    """Shorten a block to ``size``, and give what is left of it, linked after it."""
-    rest = Block(block.pool, block.address + size, block.size - size)
-    rest.previous, rest.next = block, block.next
-    if rest.next is not None:
-        rest.next.previous = rest
-    block.next = rest
-    block.size = size
-    return rest
-
-
-def _merge(block: Block, other: Block | None) -> int:
-    """Make the block beside it part of ``block`` if neither is in use; how many bytes that was (try_merge_blocks)."""
-    if other is None or other.allocated or other.mapped is not block.mapped:
-        return 0
-    other.pool.drop(other)
-    block.size += other.size
-    if block.previous is other:
-        block.address = other.address
-        block.previous = other.previous
-        if block.previous is not None:
-            block.previous.next = block
-    else:
-        block.next = other.next
-        if block.next is not None:
-            block.next.previous = block
-    return other.size
-
-
-def _until_used(block: Block | None) -> Iterator[Block]:
-    """A block and those after it, up to the first in use."""
-    while block is not None and not block.allocated:
-        yield block
-        block = block.next
-
-
-def _least_growable(free: list[tuple[int, int, Block]], at: int) -> int:
-    """Best fit by what blocks can grow to: on to larger ones for as long as that falls (get_free_block)."""
-    reach = _reach(free[at][2])
-    while at + 1 < len(free) and (following := _reach(free[at + 1][2])) < reach:
-        at, reach = at + 1, following
-    return at
-
-
-def _reach(block: Block) -> int:
-    after = block.next
-    return block.size if after is None or after.mapped else block.size + after.size

@@ -10,7 +10,8 @@ from analytic.hardware import context_range, custom_gpu, find_gpu
 from analytic.quantity import parse_bytes
 from analytic.report.replay import Outcome, OutOfMemory, Replay
 from profiler.virtual.alloc_conf import AllocConf
-from profiler.virtual.allocator import AllocatorStats, Block, CachingAllocator, DeviceOutOfMemoryError
+from profiler.virtual.allocator import AllocatorStats, CachingAllocator, DeviceOutOfMemoryError
+from profiler.virtual.blocks import Block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analytic.measurement import PhaseName
-from profiler.virtual.allocator import ROUND_LARGE, SMALL_SIZE, Block, CachingAllocator, DeviceOutOfMemoryError
+from profiler.virtual.allocator import CachingAllocator, DeviceOutOfMemoryError
+from profiler.virtual.blocks import ROUND_LARGE, SMALL_SIZE, Block
 from profiler.virtual.recorder import Trace
 from profiler.virtual.steps import Decode, Step, Unit
 from profiler.virtual.target import Target

@@ -7,26 +7,30 @@ torch/csrc/cuda/memory_snapshot.cpp of torch 2.11 to 2.13.
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import pickle
-import pickletools
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analytic.errors import UllageError, UsageError
-from profiler.virtual.alloc_conf import MIB, AllocConf
+from profiler.virtual.alloc_conf import AllocConf
+from profiler.virtual.plain_data import (
+    MalformedError,
+    count_in,
+    each_row,
+    flag_in,
+    fraction_in,
+    read_plain,
+    row_of,
+    rows_in,
+    size_in,
+    text_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from profiler.virtual.replay import Event
 
-MOST_BYTES = 2**29
-"""Of a file, unzipped: half a gibibyte."""
 MOST_ROWS = 2**24
 """Entries of a trace and blocks of segments, together."""
 _RECORD = (
@@ -76,158 +80,31 @@ def read_snapshot(path: Path, *, device: int | None = None) -> Snapshot:
         UsageError: several devices have events and none is named.
     """
     try:
-        return _snapshot(path, _decoded(_content(path)), device)
-    except _MalformedError as error:
+        return _snapshot(path, read_plain(path), device)
+    except MalformedError as error:
         raise UllageError(f"{path}: not a memory snapshot that can be replayed: {error}", hint=_RECORD) from error
-
-
-class _MalformedError(ValueError):
-    """What is wrong with a file, said of one part of it."""
-
-
-# The file
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.exists() and not path.is_file():
-            raise _MalformedError("it is not a file")
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if data.startswith(b"\x1f\x8b"):
-            with gzip.open(io.BytesIO(data)) as unzipped:
-                data = unzipped.read(MOST_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _MalformedError(f"its gzip data is damaged ({error})") from error
-    except OSError as error:
-        raise UllageError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > MOST_BYTES:
-        raise UllageError(
-            f"{path}: larger than {MOST_BYTES // MIB} MiB",
-            hint="record without stacks: torch.cuda.memory._record_memory_history(context=None)",
-        )
-    return data
-
-
-def _decoded(data: bytes) -> Any:
-    if data.startswith(b"\x80"):
-        return _unpickled(data)
-    if not data.lstrip().startswith(b"{"):
-        raise _MalformedError("neither a pickle nor a JSON object")
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise _MalformedError("its JSON is nested too deeply") from error
-    except ValueError as error:
-        raise _MalformedError(f"its JSON is damaged ({error})") from error
-
-
-def _unpickled(data: bytes) -> Any:
-    try:
-        return _PlainUnpickler(io.BytesIO(data)).load()
-    except _MalformedError:
-        raise
-    except (MemoryError, RecursionError) as error:
-        raise _MalformedError("its pickle asks for too much memory") from error
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise _MalformedError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
-
-
-_PLAIN = (
-    *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
-    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
-    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
-    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
-    *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
-)
-"""Opcodes of builtin containers and scalars: none imports, calls, or allocates more than it reads."""
-
-
-class _Plain(dict[int, "Callable[[Any], None]"]):
-    """What executes each admitted opcode; any other is refused by its name."""
-
-    def __missing__(self, code: int) -> Callable[[Any], None]:
-        name = next((op.name for op in pickletools.opcodes if ord(op.code) == code), f"opcode {code}")
-        raise _MalformedError(f"its pickle holds more than plain data ({name})")
-
-
-class _PlainUnpickler(pickle._Unpickler):
-    """The standard library's unpickler in Python, whose memo is a dict that no index can blow up."""
-
-    dispatch = _Plain(
-        {ord(getattr(pickle, name)): pickle._Unpickler.dispatch[ord(getattr(pickle, name))] for name in _PLAIN}
-    )
-
-
-# Fields, none of which is taken on trust
-
-
-def _row(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _MalformedError(f"a {type(value).__name__} where an object is expected")
-    return value
-
-
-def _rows(row: dict[str, Any], name: str) -> Sequence[Any]:
-    value = row.get(name)
-    if not isinstance(value, list | tuple):
-        raise _MalformedError(f"no list {name!r}")
-    return value
-
-
-def _count(row: dict[str, Any], name: str) -> int:
-    value = row.get(name)
-    if type(value) is not int or not -(2**63) <= value < 2**64:
-        raise _MalformedError(f"no whole number {name!r}")
-    return value
-
-
-def _size(row: dict[str, Any], name: str) -> int:
-    if (value := _count(row, name)) < 0:
-        raise _MalformedError(f"{name!r} is negative")
-    return value
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise _MalformedError(f"no text {name!r}")
-    return value
-
-
-def _each(rows: Sequence[Any], what: str, use: Callable[[int, dict[str, Any]], None]) -> None:
-    """Use each row; an error names the row that it was in."""
-    number = 0
-    try:
-        for number, row in enumerate(rows):
-            use(number, _row(row))
-    except _MalformedError as error:
-        raise _MalformedError(f"{what} {number}: {error}") from error
 
 
 def _without_pool(row: dict[str, Any], name: str) -> None:
     if row.get(name, (0, 0)) not in ((0, 0), [0, 0]):
-        raise _MalformedError("a private pool (CUDA graphs, torch.cuda.MemPool) is not simulated")
-
-
-# The snapshot
+        raise MalformedError("a private pool (CUDA graphs, torch.cuda.MemPool) is not simulated")
 
 
 def _snapshot(path: Path, document: Any, device: int | None) -> Snapshot:
-    top = _row(document)
-    traces, segments = _rows(top, "device_traces"), _rows(top, "segments")
+    top = row_of(document)
+    traces, segments = rows_in(top, "device_traces"), rows_in(top, "segments")
     if any(not isinstance(trace, list | tuple) for trace in traces):
-        raise _MalformedError("'device_traces' does not hold a list a device")
+        raise MalformedError("'device_traces' does not hold a list a device")
     device = _device(traces, device)
     rows = traces[device]
     if len(rows) > MOST_ROWS:
-        raise _MalformedError(f"more than {MOST_ROWS:,} entries")
+        raise MalformedError(f"more than {MOST_ROWS:,} entries")
     net, peak = _reserved(rows)
     trace = _Trace(peak)
-    _each(rows, f"entry of device {device}'s trace", trace.follow)
+    each_row(rows, f"entry of device {device}'s trace", trace.follow)
     trace.end_releases(None)
     held = _Segments(trace, device)
-    _each(segments, "segment", held.add)
+    each_row(segments, "segment", held.add)
     text, conf = _settings(top)
     before = sorted(trace.before)
     return Snapshot(
@@ -255,7 +132,7 @@ def _device(traces: Sequence[Sequence[Any]], asked: int | None) -> int:
     if asked is not None and asked not in recorded:
         raise UsageError(f"device {asked} has no events in this snapshot", hint=f"devices with events: {recorded}")
     if not recorded:
-        raise _MalformedError("no allocation was recorded")
+        raise MalformedError("no allocation was recorded")
     if asked is None and len(recorded) > 1:
         raise UsageError(f"devices {recorded} have events", hint="say which: --device 0")
     return recorded[0] if asked is None else asked
@@ -270,11 +147,11 @@ def _reserved(rows: Sequence[Any]) -> tuple[int, int]:
 
     def grow(_: int, row: dict[str, Any]) -> None:
         nonlocal now, peak
-        if sign := _GROWTH.get(_text(row, "action")):
-            now += sign * _size(row, "size")
+        if sign := _GROWTH.get(text_in(row, "action")):
+            now += sign * size_in(row, "size")
             peak = max(peak, now)
 
-    _each(rows, "entry", grow)
+    each_row(rows, "entry", grow)
     return now, peak
 
 
@@ -309,9 +186,9 @@ class _Trace:
     def follow(self, number: int, row: dict[str, Any]) -> None:
         """One entry."""
         self._number = number
-        action = _text(row, "action")
+        action = text_in(row, "action")
         if action not in _ACTIONS:
-            raise _MalformedError(f"unknown action {action[:40]!r}")
+            raise MalformedError(f"unknown action {action[:40]!r}")
         _without_pool(row, "pool_id")
         if action not in ("segment_free", "segment_unmap"):
             self.end_releases(row if action in ("segment_alloc", "segment_map", "oom") else None)
@@ -333,7 +210,7 @@ class _Trace:
         before, self._releasing_from = self._releasing_from, None
         if before is None:
             return
-        if row is not None and (row["action"] == "oom" or before + _size(row, "size") > self._peak):
+        if row is not None and (row["action"] == "oom" or before + size_in(row, "size") > self._peak):
             self.num_retries += 1
             self._note(("r",))
         else:
@@ -352,31 +229,31 @@ class _Trace:
         return self.streams.setdefault(stream, len(self.streams))
 
     def _alloc(self, row: dict[str, Any]) -> None:
-        address, size = _size(row, "addr"), _size(row, "size")
+        address, size = size_in(row, "addr"), size_in(row, "size")
         if address in self.live:
-            raise _MalformedError("an address is allocated that is in use; was it recorded with skip_actions?")
+            raise MalformedError("an address is allocated that is in use; was it recorded with skip_actions?")
         self.seen.add(address)
         self.live[address] = size
         name = self._names[address] = self._name()
-        self._note(("a", name, size, self._stream(_count(row, "stream"))))
+        self._note(("a", name, size, self._stream(count_in(row, "stream"))))
 
     def _free_requested(self, row: dict[str, Any]) -> None:
-        self._requested = _size(row, "addr")
+        self._requested = size_in(row, "addr")
 
     def _free_completed(self, row: dict[str, Any]) -> None:
-        address = _size(row, "addr")
+        address = size_in(row, "addr")
         self.num_delayed += address != self._requested
         if self.live.pop(address, None) is not None:
             name = self._names.pop(address)
         elif address not in self.seen:
-            name = self.precede(address, _size(row, "size"), _count(row, "stream"))
+            name = self.precede(address, size_in(row, "size"), count_in(row, "stream"))
         else:
-            raise _MalformedError("an address is freed that is not in use")
+            raise MalformedError("an address is freed that is not in use")
         self.seen.add(address)
         self._note(("f", name))
 
     def _segment(self, row: dict[str, Any]) -> None:
-        growth = _GROWTH[row["action"]] * _size(row, "size")
+        growth = _GROWTH[row["action"]] * size_in(row, "size")
         if growth < 0 and self._releasing_from is None:
             self._releasing_from = self._reserved
         self._reserved += growth
@@ -384,7 +261,7 @@ class _Trace:
     def _oom(self, row: dict[str, Any]) -> None:
         name = self._name()
         self.failed_rows.append(self._number)
-        self._note(("a", name, _size(row, "size"), self._stream(_count(row, "stream"))))
+        self._note(("a", name, size_in(row, "size"), self._stream(count_in(row, "stream"))))
         self._note(("f", name))
 
 
@@ -420,24 +297,24 @@ class _Segments:
 
     def add(self, _: int, segment: dict[str, Any]) -> None:
         """One segment."""
-        if _count(segment, "device") != self._device:
+        if count_in(segment, "device") != self._device:
             return
         _without_pool(segment, "segment_pool_id")
-        self.reserved_bytes += _size(segment, "total_size")
-        self._stream = _count(segment, "stream")
-        blocks = _rows(segment, "blocks")
+        self.reserved_bytes += size_in(segment, "total_size")
+        self._stream = count_in(segment, "stream")
+        blocks = rows_in(segment, "blocks")
         self._num_blocks += len(blocks)
         if self._num_blocks > MOST_ROWS:
-            raise _MalformedError(f"more than {MOST_ROWS:,} blocks")
-        _each(blocks, "block", self._block)
+            raise MalformedError(f"more than {MOST_ROWS:,} blocks")
+        each_row(blocks, "block", self._block)
 
     def _block(self, _: int, block: dict[str, Any]) -> None:
-        state = _text(block, "state")
+        state = text_in(block, "state")
         if state not in _IN_USE:
-            raise _MalformedError(f"unknown state {state[:40]!r}")
+            raise MalformedError(f"unknown state {state[:40]!r}")
         if not _IN_USE[state]:
             return
-        address, size = _size(block, "address"), _size(block, "requested_size")
+        address, size = size_in(block, "address"), size_in(block, "requested_size")
         if address not in self._trace.seen:
             self._trace.precede(address, size, self._stream)
         elif self._trace.live.get(address) == size:
@@ -449,40 +326,26 @@ class _Segments:
 def _settings(top: dict[str, Any]) -> tuple[str, AllocConf]:
     """The settings as they were spelled, and as they were: those set at run time replace some, not all."""
     try:
-        told = _row(top.get("allocator_settings"))
-        text = _text(told, "PYTORCH_CUDA_ALLOC_CONF")
-        most = _count(told, "max_split_size")
+        told = row_of(top.get("allocator_settings"))
+        text = text_in(told, "PYTORCH_CUDA_ALLOC_CONF")
+        most = count_in(told, "max_split_size")
         conf = replace(
             AllocConf.parse(text),
             max_split_bytes=None if most < 0 or most >= 2**63 - 1 else most,
-            garbage_collection_fraction=_fraction(told, "garbage_collection_threshold"),
-            expandable_segments=_flag(told, "expandable_segments"),
-            roundup_divisions=_divisions(_row(told.get("roundup_power2_divisions"))),
+            garbage_collection_fraction=fraction_in(told, "garbage_collection_threshold"),
+            expandable_segments=flag_in(told, "expandable_segments"),
+            roundup_divisions=_divisions(row_of(told.get("roundup_power2_divisions"))),
         )
-    except (_MalformedError, UsageError) as error:
-        raise _MalformedError(f"allocator_settings: {error}") from error
+    except (MalformedError, UsageError) as error:
+        raise MalformedError(f"allocator_settings: {error}") from error
     return text, conf
-
-
-def _flag(row: dict[str, Any], name: str) -> bool:
-    value = row.get(name)
-    if not isinstance(value, bool):
-        raise _MalformedError(f"{name!r} is neither true nor false")
-    return value
-
-
-def _fraction(row: dict[str, Any], name: str) -> float:
-    value = row.get(name)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise _MalformedError(f"{name!r} is no fraction")
-    return float(value)
 
 
 def _divisions(row: dict[str, Any]) -> tuple[int, ...]:
     """Keyed by the MiB that the interval begins at."""
-    found = tuple(_size(row, str(2**power)) for power in range(len(AllocConf().roundup_divisions)))
+    found = tuple(size_in(row, str(2**power)) for power in range(len(AllocConf().roundup_divisions)))
     if any(divisions.bit_count() > 1 for divisions in found):
-        raise _MalformedError("'roundup_power2_divisions' has one that is not a power of two")
+        raise MalformedError("'roundup_power2_divisions' has one that is not a power of two")
     return found
 
 
