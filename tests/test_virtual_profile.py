@@ -164,3 +164,16 @@ def test_an_operation_without_a_fake_kernel_is_named() -> None:
         library.impl("twice", lambda x: 2 * x, "CPU")
         with pytest.raises(UllageError, match=r"model: ullage_test\.twice\.default has no kernel for fake tensors"):
             _serve_with(torch.ops.ullage_test.twice)
+
+
+def test_what_people_see(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Phases, the picture of serving (what is reserved never stands below what is allocated), peaks and notes."""
+    flags = ("--device", "virtual:h200", "--prompt-tokens", "300", "--output-tokens", "200", "--dtype", "bfloat16")
+    code, out, _ = profile(capsys, model, *flags)
+    assert code == 0
+    lines = {line[:10].strip(): line[10:] for line in out.splitlines()}
+    assert len(lines["allocated"]) == len(lines["reserved"]) == 60
+    assert all(low <= high for low, high in zip(lines["allocated"], lines["reserved"], strict=True))
+    assert "prefill peak: " in out
+    assert "the workspace of cuDNN's attention" in " ".join(out.split())
+    assert "hint" not in out

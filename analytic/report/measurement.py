@@ -38,6 +38,7 @@ def print_measurement(measurement: Measurement, console: Console) -> None:
     if len(measurement.phases) > 1:
         _print_phases(measurement, console)
     _print_ledger(measurement, console)
+    _print_timeline(measurement, console)
     _print_peaks(measurement, console)
     _print_advice(measurement, console)
     _print_notes(measurement, console)
@@ -110,6 +111,33 @@ def _print_ledger(measurement: Measurement, console: Console) -> None:
     console.print(table)
     for kind, size in measurement.weights_by_format.items():
         console.print(f"  [dim]{escape(kind)}: {size:,} bytes[/]")
+
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60
+
+
+def _print_timeline(measurement: Measurement, console: Console) -> None:
+    """The most that was allocated and reserved in each part of serving, between the weights and the highest of it."""
+    weights = measurement.components.weights
+    told = [(at, held, kept) for at, held, kept, _ in measurement.timeline if held is not None and kept is not None]
+    loaded = next((at for at, sample in enumerate(told) if weights and sample[1] >= weights), len(told))
+    serving = told[loaded:]
+    if len(serving) < _WIDTH:
+        return
+    low, high = min(s[1] for s in serving), max(s[2] for s in serving)
+    if low == high:
+        return
+    console.print()
+    console.print(f"serving, from {_gib(low)} to {_gib(high)} GiB")
+    first, last = serving[0][0], serving[-1][0]
+    for place, name in ((1, "allocated"), (2, "reserved")):
+        parts = [low] * _WIDTH
+        for sample in serving:
+            part = int((sample[0] - first) / (last - first) * (_WIDTH - 1))
+            parts[part] = max(parts[part], int(sample[place]))
+        line = "".join(_LEVELS[(part - low) * (len(_LEVELS) - 1) // (high - low)] for part in parts)
+        console.print(f"{name:10}{line}", highlight=False)
 
 
 def _print_peaks(measurement: Measurement, console: Console) -> None:
