@@ -150,7 +150,7 @@ class CachingAllocator:
         if not self._expands and block.is_split:
             self.inactive_split_bytes -= block.size
         if block.size - size >= pool.least_remainder and size < pool.unsplit_from:
-            pool.keep(cut(block, size))
+            pool.keep(cut(block, size), self.searches)
             self._count_inactive(block.next)
         block.allocated = True
         block.requested = nbytes
@@ -180,7 +180,7 @@ class CachingAllocator:
         if not self._expands:
             self.inactive_split_bytes -= merged
             self._count_inactive(block)
-        pool.keep(block)
+        pool.keep(block, self.searches)
 
     def empty_cache(self) -> None:
         """Give back whatever no block in use is in (release_cached_blocks, release_blocks)."""
@@ -201,7 +201,7 @@ class CachingAllocator:
         return block
 
     def _open(self, stream: int, *, small: bool) -> Pool:
-        return self._pools.setdefault((stream, small), Pool(self, small=small))
+        return self._pools.setdefault((stream, small), Pool(self, self.conf, small=small))
 
     def _round(self, nbytes: int) -> int:
         """Up to 512 bytes, or to the next division of its power of two (round_size)."""
@@ -350,7 +350,7 @@ class CachingAllocator:
         block.mapped = True
         merge(block, block.previous)
         merge(block, block.next)
-        pool.keep(block)
+        pool.keep(block, self.searches)
         return True
 
     def _unmap(self, block: Block) -> None:
@@ -362,10 +362,10 @@ class CachingAllocator:
             return
         pool.drop(block)
         if last < end:
-            pool.keep(cut(block, last - block.address))
+            pool.keep(cut(block, last - block.address), self.searches)
         if block.address < first:
             before, block = block, cut(block, first - block.address)
-            pool.keep(before)
+            pool.keep(before, self.searches)
         self._discharge(block.size)
         block.mapped = False
         merge(block, block.previous)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
-from profiler.virtual.alloc_conf import MIB
+from profiler.virtual.alloc_conf import MIB, AllocConf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from profiler.virtual.allocator import CachingAllocator
 
 MIN_BLOCK = 512
 SMALL_SIZE = MIB
@@ -52,10 +50,10 @@ class Pool:
 
     __slots__ = ("free", "least_remainder", "owner", "page_bytes", "small", "unmapped", "unsplit_from")
 
-    def __init__(self, owner: CachingAllocator, *, small: bool) -> None:
-        conf = owner.conf
+    def __init__(self, owner: object, conf: AllocConf, *, small: bool) -> None:
         eager = small or conf.expandable_segments
         self.owner = owner
+        """The allocator whose it is."""
         self.small = small
         self.free: list[tuple[int, int, Block]] = []
         """(size, address, block), the smallest first."""
@@ -67,9 +65,9 @@ class Pool:
         self.unsplit_from = UNLIMITED if eager or conf.max_split_bytes is None else conf.max_split_bytes
         """… and the request is smaller than this (should_split)."""
 
-    def keep(self, block: Block) -> None:
-        """Cache a block (insert_into_blocks)."""
-        block.born = self.owner.searches
+    def keep(self, block: Block, born: int) -> None:
+        """Cache a block after so many searches (insert_into_blocks)."""
+        block.born = born
         insort(self.free, (block.size, block.address, block))
 
     def drop(self, block: Block) -> None:

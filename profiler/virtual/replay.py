@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from analytic.errors import UsageError
 from analytic.hardware import context_range, custom_gpu, find_gpu
@@ -16,13 +16,7 @@ from profiler.virtual.blocks import Block
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from profiler.virtual.snapshot import Snapshot
-
-Event: TypeAlias = "tuple[str, int, int] | tuple[str, int, int, int] | tuple[str, int] | tuple[str]"
-"""``("a", id, bytes)``, or with a stream: an allocation; ``("f", id)``: its end; ``("e",)``: ``empty_cache``.
-
-``("r",)``: here a recording gave its cache back, it may be for want of memory; done again only without a limit.
-"""
+    from profiler.virtual.snapshot import Event, Snapshot
 
 NO_LIMIT_BYTES = 2**50
 """Capacity of a device without a limit: more than any trace reserves, and addresses for expandable segments."""

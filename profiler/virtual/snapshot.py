@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from analytic.errors import UllageError, UsageError
 from profiler.virtual.alloc_conf import AllocConf
@@ -29,7 +29,12 @@ from profiler.virtual.plain_data import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from profiler.virtual.replay import Event
+
+Event: TypeAlias = "tuple[str, int, int] | tuple[str, int, int, int] | tuple[str, int] | tuple[str]"
+"""``("a", id, bytes)``, or with a stream: an allocation; ``("f", id)``: its end; ``("e",)``: ``empty_cache``.
+
+``("r",)``: here a recording gave its cache back, it may be for want of memory; done again only without a limit.
+"""
 
 MOST_ROWS = 2**24
 """Entries of a trace and blocks of segments, together."""
