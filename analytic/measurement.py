@@ -23,6 +23,9 @@ PhaseName = Literal["context", "load", "prefill", "decode"]
 PHASES: tuple[PhaseName, ...] = ("context", "load", "prefill", "decode")
 
 
+UsedBasis = Literal["nvml-process", "nvml-device-delta", "mem-get-info", "assumed-context", "calibrated-context"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One phase: what was there when it ended, and its peaks (reset when it began)."""
@@ -67,10 +70,10 @@ class Device:
     sms: int | None = None
     driver: str | None = None
     cuda: str | None = None
-    used_basis: Literal["nvml-process", "nvml-device-delta", "mem-get-info", "assumed-context"] | None = None
+    used_basis: UsedBasis | None = None
     """How `device_used_bytes` was read: NVML's figure for this process; the growth of NVML's figure for the GPU since
     before the context; total less free as CUDA tells, which includes what others and the driver hold; or, on a virtual
-    GPU, what its allocator reserved and an assumed context."""
+    GPU, what its allocator reserved, and a context as assumed or calibrated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ def profile(
     alloc_conf: str | None = None,
     advice: Flag = False,
     find: Literal["max-batch", "max-prompt", "max-output"] | None = None,
+    calibration: Path | None = None,
     json: Flag = False,
     output: Folder = None,
 ) -> int:
@@ -97,11 +98,14 @@ def profile(
         Run again on the virtual GPU under other allocator settings, and say what each would save.
     find
         Search the largest batch, prompt or output that the virtual GPU survives.
+    calibration
+        Take the virtual GPU's context from this file of `ullage calibrate` (default: assumed from reports).
     json
         Print one JSON document.
     output
         Write the measurement to this file.
     """
+    from analytic.calibration import read_calibration
     from analytic.measurement import write_measurement
     from analytic.quantity import parse_tokens
     from analytic.request import Request
@@ -133,6 +137,7 @@ def profile(
                 timeout_s=timeout_s,
                 on_phase=on_phase,
                 virtual=VirtualOptions(torch_version=torch_version, alloc_conf=alloc_conf, advice=advice, find=find),
+                calibration=None if calibration is None else read_calibration(calibration),
             )
     if output is not None:
         write_measurement(measured, output)

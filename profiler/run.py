@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from analytic.calibration import Calibration, require_gpu
 from analytic.errors import UllageError, UsageError
+from analytic.estimator import run as estimate
 from analytic.estimator import serving_dtype
 from analytic.measurement import (
     Advice,
@@ -67,8 +69,9 @@ def profile(
     timeout_s: float | None = None,
     on_phase: OnPhase | None = None,
     virtual: VirtualOptions | None = None,
+    calibration: Calibration | None = None,
 ) -> Measurement:
-    """Measure ``case`` on ``device`` in a process of its own; ``virtual`` is for virtual GPUs.
+    """Measure ``case`` on ``device`` in a process of its own; ``virtual`` and ``calibration`` are for virtual GPUs.
 
     Running out of memory, an error while loading or serving and a killed process are statuses of the measurement.
 
@@ -81,10 +84,12 @@ def profile(
     options = virtual or VirtualOptions()
     if is_virtual(device):
         find_target(device, torch=options.torch_version, alloc_conf=options.alloc_conf)
-    elif options != VirtualOptions():
+    elif options != VirtualOptions() or calibration is not None:
         raise UsageError(f"--device {device} is no virtual GPU", hint="add --device virtual:h200")
     model = resolve(case.model, revision=case.revision)
     request = replace(case.request, dtype=serving_dtype(model, case.request))
+    if calibration is not None:
+        options = replace(options, context_bytes=_context_bytes(calibration, model, request, device))
     if device == "cuda" and not allow_busy:
         _refuse_busy_gpu()
     with _source(case, model, request.dtype, device) as source:
@@ -100,6 +105,19 @@ def profile(
         }
         told = _watch(job, timeout_s=timeout_s, on_phase=on_phase or (lambda _: None))
     return _measurement(case, model, request, source, told)
+
+
+def _context_bytes(calibration: Calibration, model: Model, request: Request, device: str) -> int:
+    """The calibrated context of a process that serves ``model`` so."""
+    gpu = find_target(device).gpu
+    require_gpu(calibration, gpu)
+    estimated = estimate(model, request, gpu=gpu, calibration=calibration)
+    if estimated.calibration is None:
+        raise UllageError(
+            f"the calibration {calibration.id} knows no {request.attention} attention",
+            hint=f"it was made with {', '.join(calibration.attention)}",
+        )
+    return estimated.fullest.components["context"].bytes
 
 
 def require_device(device: str) -> None:

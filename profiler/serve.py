@@ -47,6 +47,7 @@ class Job:
     alloc_conf: str | None = None
     advice: bool = False
     find: str | None = None
+    context_bytes: int | None = None
 
 
 def measure(job: Job, meter: Meter, emit: Emit) -> None:

@@ -16,7 +16,7 @@ from analytic.compare import compare, gpu_of
 from analytic.engines.transformers import OUTLIERS, overhead_features, share_of
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import estimate, run
-from analytic.measurement import Device, Measurement
+from analytic.measurement import Device, Measurement, read_measurement
 from analytic.models import catalog
 from analytic.request import Request
 
@@ -266,3 +266,26 @@ def test_no_room_for_outgrown_segments_means_that_they_are_given_back(fitted: Ca
     tight_gpu = replace(GPU, total_bytes=wide.device.bytes - 50 * MIB)
     tight = run(model, request, gpu=tight_gpu, calibration=fitted).fullest
     assert tight.device.bytes == tight_gpu.total_bytes
+
+
+def test_a_virtual_gpu_takes_its_context_from_a_calibration(
+    fitted: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, record = tmp_path / "h200.json", tmp_path / "record.json"
+    write_calibration(replace(fitted, environment=replace(fitted.environment, gpu="NVIDIA H200")), file)
+    flags = ["profile", "smollm2-360m", "--twin-layers", "1", "--prompt-tokens", "64", "--output-tokens", "2"]
+
+    def code(*more: str) -> object:
+        with pytest.raises(SystemExit) as ended:
+            main([*flags, "--calibration", str(file), *more])
+        return ended.value.code or 0
+
+    assert code("--device", "virtual:h200", "-o", str(record)) == 0
+    measured = read_measurement(record)
+    assert measured.components.context == pytest.approx(CONSTANTS["context", "fixed"], rel=1e-3)
+    assert measured.device.used_basis == "calibrated-context"
+    assert code("--device", "virtual:a100-80gb") == 1
+    assert "is of NVIDIA H200, not of a100-80gb" in capsys.readouterr().err
+    assert code("--device", "virtual:h200", "--attention", "eager") == 1
+    assert "knows no eager attention" in capsys.readouterr().err
+    assert code("--device", "cpu") == 2

@@ -25,6 +25,7 @@ _BASES = {
     "nvml-device-delta": "the growth of the driver's figure for the GPU",
     "mem-get-info": "total less free: other processes and the driver included",
     "assumed-context": "what the allocator reserved, and a context as assumed from reports",
+    "calibrated-context": "what the allocator reserved, and a context as calibrated",
 }
 
 

@@ -26,7 +26,9 @@ ADVISED = (
 
 def measure(job: Job, emit: Emit) -> None:
     """Run ``job`` on its virtual GPU and tell every phase; the worker's `measure` tells a real device's."""
-    target = find_target(job.device, torch=job.torch_version, alloc_conf=job.alloc_conf)
+    target = find_target(
+        job.device, torch=job.torch_version, alloc_conf=job.alloc_conf, context_bytes=job.context_bytes
+    )
     emit("facts", device=asdict(_device(target)), software=_software(target))
     emit("begin", phase="context")
     emit("phase", **asdict(_context(target)))
@@ -67,7 +69,7 @@ def _device(target: Target) -> Device:
         capability=target.capability,
         total_bytes=gpu.total_bytes,
         sms=target.sms,
-        used_basis="assumed-context",
+        used_basis="assumed-context" if target.calibrated_context_bytes is None else "calibrated-context",
     )
 
 

@@ -25,6 +25,7 @@ class Target:
     """Major and minor version of the PyTorch that would run there."""
     alloc_conf: str | None = None
     """PYTORCH_ALLOC_CONF there."""
+    calibrated_context_bytes: int | None = None
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -42,8 +43,8 @@ class Target:
 
     @property
     def context_bytes(self) -> int:
-        """Device memory beside the allocator, assumed from reports."""
-        return context_range(self.gpu).bytes
+        """Device memory beside the allocator: as calibrated, else assumed from reports."""
+        return context_range(self.gpu).bytes if self.calibrated_context_bytes is None else self.calibrated_context_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,8 @@ class VirtualOptions:
     """Whether to try other settings."""
     find: str | None = None
     """One of `FINDS`."""
+    context_bytes: int | None = None
+    """Device memory beside the allocator; None: assumed."""
 
     def __post_init__(self) -> None:
         """Refuse what is not known."""
@@ -74,13 +77,16 @@ def is_virtual(device: str) -> bool:
     return device.startswith(PREFIX) or device == PREFIX.rstrip(":")
 
 
-def find_target(device: str, *, torch: str | None = None, alloc_conf: str | None = None) -> Target:
+def find_target(
+    device: str, *, torch: str | None = None, alloc_conf: str | None = None, context_bytes: int | None = None
+) -> Target:
     """The target that ``virtual:h200`` names.
 
     Args:
         device: ``virtual:`` and a GPU of the table.
         torch: version of PyTorch there; None: as installed here.
         alloc_conf: PYTORCH_ALLOC_CONF there.
+        context_bytes: device memory beside the allocator; None: assumed.
 
     Raises:
         UsageError: no such GPU, or a torch whose choices are not known.
@@ -95,7 +101,12 @@ def find_target(device: str, *, torch: str | None = None, alloc_conf: str | None
         close = [part for part in (error.hint or "").split("; ") if part.startswith("close: ")]
         hint = "; ".join([*close, "`ullage gpus` lists them"])
         raise UsageError(f"--device: {error.message}", hint=hint) from error
-    target = Target(gpu=gpu, torch=_torch_version(torch or version("torch")), alloc_conf=alloc_conf)
+    target = Target(
+        gpu=gpu,
+        torch=_torch_version(torch or version("torch")),
+        alloc_conf=alloc_conf,
+        calibrated_context_bytes=context_bytes,
+    )
     _ = target.capability, target.sms
     return target
 
