@@ -36,9 +36,10 @@ def held(model: Any, *, meta_format: str | None = None) -> Iterator[Held]:
         model: a loaded model.
         meta_format: what the 4-bit modules of a model on the meta device, which nobody quantised, would become.
     """
-    persistent, seen = set(model.state_dict()), dict[int, torch.Tensor]()  # tensors, so that no address comes again
+    seen = dict[int, torch.Tensor]()  # tensors, so that no address comes again
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        module = model.get_submodule(name.rpartition(".")[0])
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
         becomes = meta_format if type(module).__name__ == "Linear4bit" and tensor is module.weight else None
         stored = _as_quantized(module, becomes) if becomes else _storages(tensor)
         fresh = {t.untyped_storage()._cdata: t for t in stored}
@@ -48,7 +49,7 @@ def held(model: Any, *, meta_format: str | None = None) -> Iterator[Held]:
             format=becomes or _format(tensor),
             elements=_elements(tensor),
             bytes=sum(t.untyped_storage().nbytes() for key, t in fresh.items() if key not in seen),
-            persistent=name in persistent,
+            persistent=own_name not in module._non_persistent_buffers_set,
         )
         seen |= fresh
 

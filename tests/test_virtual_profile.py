@@ -54,6 +54,17 @@ def test_a_measurement_of_a_virtual_gpu(model: str, tmp_path: Path, capsys: pyte
     assert [row.error_bytes for row in rows] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("quantization", [["bnb-nf4", "--double-quant"], ["bnb-fp4"], ["bnb-int8"]])
+def test_quantised_weights_are_those_of_the_estimate(
+    quantization: list[str], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--device", "virtual:h200", *SMALL, "--quantization", *quantization)
+    code, told = measured(tmp_path, capsys, model, *flags)
+    assert (code, told.status) == (0, "ok")
+    [*rows] = compare([told], figures=["weights", "sequence_state"]).rows
+    assert [row.error_bytes for row in rows] == [0, 0]
+
+
 def test_running_out_of_memory_is_answered_in_advance(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The virtual GPU against PyTorch's CUDA build itself, run on a device without hardware (tests/nullcuda)."""
 
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -9,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+from analytic.cli import main
+from analytic.measurement import read_measurement
 from analytic.models.resolve import resolve
 from analytic.models.twin import twin_config
 from analytic.request import Request
 from profiler.virtual.generate import load_model, serve, virtual_gpu
 from profiler.virtual.simulate import Simulation, simulated
+from profiler.virtual.snapshot import read_snapshot
 from profiler.virtual.target import find_target
 
-CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data/virtual/phases.json").read_text())
+DATA = Path(__file__).parent / "data/virtual"
+CASES: list[dict[str, Any]] = json.loads((DATA / "phases.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +60,24 @@ def test_statistics_are_those_of_cuda(case: dict[str, Any]) -> None:
         forwards = 0 if told.failure.phase == "load" else told.failure.token + 1
         phases["out_of_memory"] = {"forwards": forwards} | {name: end[name] for name in peaks}
     assert phases == case["phases"]
+
+
+def test_a_recording_is_laid_beside_the_virtual_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every allocation of a recorded run, in its order; and one that is missing is found."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    streams = importlib.import_module("streams")
+    record, snapshot = tmp_path / "record.json", DATA / "stream.pickle.gz"
+    flags = ["--device", "virtual:a100-80gb", "--torch-version", "2.11", "--twin-layers", "3", "--batch-size", "2"]
+    with pytest.raises(SystemExit):
+        main(["profile", "qwen2.5-0.5b", *flags, "--prompt-tokens", "100", "--output-tokens", "4", "-o", str(record)])
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["streams", str(record), str(snapshot)])
+    assert streams.main() == 0
+    assert capsys.readouterr().out == "1,378 events on the device, 1,378 on the virtual GPU, 1,378 match\n"
+    device, virtual = streams.on_device(read_snapshot(snapshot)), streams.on_virtual_gpu(read_measurement(record))
+    place = next(at for at, event in enumerate(virtual) if "_to_copy in generate" in event.owner)
+    matched, found = streams.differences(device, virtual[:place] + virtual[place + 1 :])
+    assert matched == len(device) - 1
+    assert [(where, size) for where, size, _ in found] == [("device", virtual[place].bytes)]

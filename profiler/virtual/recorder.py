@@ -238,5 +238,5 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if library not in self._libraries:
                 self._libraries.add(library)
                 self._born(size, library, purpose="library")
-        for number in [self._born(size, op, purpose="scratch") for size in hidden.scratch]:
-            self.trace.events.append(~number)
+        scratch = [self._born(size, op, purpose="scratch") for size in hidden.scratch]
+        self.trace.events.extend(~number for number in reversed(scratch))
