@@ -76,8 +76,8 @@ def here(job: dict[str, Any], **_: Any) -> run._Told:
     return told
 
 
-def compared(model: str, attention: Any) -> dict[str, Row]:
-    request = Request(batch_size=2, prompt_tokens=512, output_tokens=8, attention=attention)
+def compared(model: str, **flags: Any) -> dict[str, Row]:
+    request = Request(batch_size=2, prompt_tokens=512, output_tokens=8, **flags)
     with patch.object(run, "_watch", here):
         measurement = run.profile(Case(model=model, request=request, twin_layers=4), device="virtual:a100-80gb")
     assert measurement.status == "ok"
@@ -86,7 +86,7 @@ def compared(model: str, attention: Any) -> dict[str, Row]:
 
 @pytest.mark.parametrize(("model", "attention"), FAMILIES.items())
 def test_every_part_is_what_transformers_takes(model: str, attention: str) -> None:
-    rows = compared(model, attention)
+    rows = compared(model, attention=attention)
     assert rows["weights"].error_bytes == 0
     assert rows["sequence_state"].error_bytes == 0
     for figure, share in CLOSE.items():
@@ -94,6 +94,17 @@ def test_every_part_is_what_transformers_takes(model: str, attention: str) -> No
         assert abs(row.error_bytes) <= max(SLIGHT_BYTES, share * row.measured_bytes), (figure, row)
     for figure in ("activations", "allocator_slack", "reserved"):
         assert rows[figure].is_inside, (figure, rows[figure])
+
+
+@pytest.mark.parametrize("quantization", ["bnb-nf4", "bnb-int8"])
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "phi-3-mini", "qwen3-8b", "opt-1.3b"])
+def test_so_it_is_of_quantised_matrices(model: str, quantization: str) -> None:
+    rows = compared(model, quantization=quantization)
+    assert rows["weights"].error_bytes == 0
+    for figure, share in {"activations": 0.03, "allocated": 0.01, "load_peak": 0.05}.items():
+        row = rows[figure]
+        assert abs(row.error_bytes) <= max(SLIGHT_BYTES, share * row.measured_bytes), (figure, row)
+        assert row.is_inside, (figure, row)
 
 
 def test_experts_that_transformers_stacks_are_those_that_it_converts() -> None:
