@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from analytic.console import Flag, Output, Whole, show
-from analytic.errors import UllageError
+from analytic.errors import UllageError, UsageError
 from analytic.measurement import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def sweep(
     device
         cuda, cpu, meta, or virtual:h200 and the like.
     output
-        Folder of the records (default: results/ and the device's name).
+        Folder of the records (default: results/ and the device's name; a virtual GPU has none).
     budget_s
         Leave out the cases that would not end within so many seconds in all.
     timeout_s
@@ -189,8 +189,11 @@ def sweep(
         from profiler.run import device_slug, require_device
         from profiler.run import profile as measure
         from profiler.sweep import sweep_with_progress
+        from profiler.virtual.target import is_virtual
 
         require_device(device)
+        if output is None and is_virtual(device):
+            raise UsageError("results/ is for what devices returned", hint="name a folder: -o simulated")
         folder = output or Path("results") / device_slug(device)
         done = sweep_with_progress(
             cases,
