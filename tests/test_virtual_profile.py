@@ -193,7 +193,7 @@ def test_what_people_see(model: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_sweep_of_a_virtual_gpu_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As results/ holds what devices returned."""
     matrix = tmp_path / "m.toml"
-    matrix.write_text('[[matrix]]\nvalue = 1\nmodels = ["smollm2-360m"]\n')
+    matrix.write_text('[[runs]]\nvalue = 1\nmodels = "smollm2-360m"\nformats = "bfloat16"\n')
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(matrix), "--device", "virtual:h200"])
     assert ended.value.code == 2
