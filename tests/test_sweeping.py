@@ -86,7 +86,7 @@ def test_the_full_matrix_covers_what_it_claims() -> None:
     assert {r.attention for r in requests} == {"sdpa", "eager"}
 
 
-@pytest.mark.parametrize("name", ["short", "full"])
+@pytest.mark.parametrize("name", ["short", "full", "virtual"])
 def test_no_case_exceeds_an_h200_by_its_weights_alone(name: str) -> None:
     bits = {"bnb-int8": 8, "bnb-nf4": 4, "bnb-fp4": 4, None: 16}
     for case in read_matrix(BENCHMARKS / f"{name}.toml"):
