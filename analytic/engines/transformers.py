@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from analytic.calibration import Calibration
 from analytic.engines.activations import Peak, decode_peak, has_sdpa, prefill_peak
+from analytic.engines.slack import SEGMENT_STEP_BYTES, grown_slack, outgrown_bytes, slack_of, within
 from analytic.engines.workspace import (
     Bounds,
     bnb_4bit_forward_bytes,
@@ -30,25 +31,6 @@ from analytic.state import (
 from analytic.weights import ServedGroup, Weights, weigh
 
 _MIB = 2**20
-_LARGE_SEGMENT_BYTES = 10 * _MIB
-_SEGMENT_STEP_BYTES = 2 * _MIB
-"""From 10 MiB a request gets its own segment, in steps of 2 MiB (c10/core/AllocatorConfig.h)."""
-
-RESTING_SLACK = (0.4, 0.7)
-"""Assumed share of the cache's bytes that its segments waste (middle, high; the low bound is none). These and the next
-are fitted to 178 runs of 33 models on a virtual H200, of which they tell the reserved bytes to 1.0 % in the mean."""
-
-RESTING_SLACK_ACTIVATIONS = (0.1, 0.6)
-"""The same of the most that activations take."""
-
-RESTING_SLACK_BYTES = (16 * _MIB, 64 * _MIB)
-"""The same of everything small: segments of 20 MiB for blocks below 10, of 2 MiB for those up to 1."""
-
-GROWN_SLACK = (0.45, 0.6)
-"""Assumed share of outgrown segments that stay cached beside the final cache (middle, high)."""
-
-GROWN_SLACK_USED = 0.75
-"""What of it the growing cache finds in the segments of prefill, as a share of its final bytes."""
 
 STAGED_TENSORS_HIGH = 4
 """Tensors that may be staged at once while loading (transformers/core_model_loading.py, GLOBAL_WORKERS)."""
@@ -94,11 +76,13 @@ def ledger(
     }
     context = fitted("context") or _context(gpu)
     room = None if gpu is None else _room(gpu, [*held.values(), context])
-    outgrown = _outgrown_bytes(share.geometry, request, itemsize(dtype))
-    slack = fitted("allocator_slack") or _slack(phases, share, outgrown, room)
+    outgrown = _outgrown(share.geometry, request, itemsize(dtype))
+    slack = fitted("allocator_slack") or slack_of(
+        phases, outgrown=outgrown, leftover_bytes=share.leftover_bytes, staging_bytes=share.staging_bytes, room=room
+    )
     if calibration and room:
         given_up = calibration.coefficient("allocator_slack", "outgrown") * features["allocator_slack"]["outgrown"]
-        slack = _within(slack, room[0], round(given_up))
+        slack = within(slack, room[0], round(given_up))
     return Ledger(
         phases=phases,
         components={
@@ -128,7 +112,7 @@ def overhead_features(share: Share, request: Request, dtype: str) -> dict[Compon
         "eager": float(request.attention == "eager"),
     }
     state = state_bytes(share.geometry, request, dtype)
-    outgrown = _grown(_outgrown_bytes(share.geometry, request, itemsize(dtype)), state)[0]
+    outgrown = grown_slack(_outgrown(share.geometry, request, itemsize(dtype)), state)[0]
     rows = request.batch_size * request.prompt_tokens
     int8 = ((out, into) for name, out, into in share.converted if name == "bnb-int8")
     outliers = (bnb_int8_outlier_bytes(*matrix, tokens=rows) for matrix in int8)
@@ -181,7 +165,7 @@ def _unsplit_bytes(served: tuple[ServedGroup, ...], warmup_bytes: int) -> int:
     if any(s.staging_bytes or s.leftover_bytes for s in served):
         return 0
     large = sum(s.rounded_bytes * s.group.count for s in served if s.rounded_bytes > _MIB and s.group.persistent)
-    rest = round_up(warmup_bytes, _SEGMENT_STEP_BYTES) - large
+    rest = round_up(warmup_bytes, SEGMENT_STEP_BYTES) - large
     return rest if 0 < rest <= _MIB else 0
 
 
@@ -362,60 +346,14 @@ def _room(gpu: Gpu, held: list[Quantity]) -> tuple[int, int]:
     return gpu.total_bytes - sum(q.bytes for q in held), gpu.total_bytes - sum(q.high_bytes for q in held)
 
 
-def _slack(phases: tuple[Phase, ...], share: Share, outgrown: int, room: tuple[int, int] | None) -> Quantity:
-    """The most that is reserved beyond the most that is allocated.
-
-    What loading leaves cached serves the cache and the activations, as far as it goes.
-
-    Segments that the cache outgrew stay beside it, where they take up what prefill has freed; when the GPU has no
-    ``room`` left, the allocator gives them back (CUDACachingAllocator.cpp, release_cached_blocks), as they are whole.
-    """
-    first, last = phases[0], phases[-1]
-    peak = max(phase.bytes for phase in phases)
-    middle, high = ([_resting(phase, at) for phase in phases] for at in (0, 1))
-    grown = _grown(outgrown, last.sequence_state.bytes)
-    stays = max(first.bytes + middle[0], last.bytes + middle[-1]) - peak
-    outlasts = max(0, max(last.bytes + grown[0], share.leftover_bytes) - peak - stays)
-    told = _given_back(stays, outlasts, room and room[0])
-    outlasts = max(grown[1], share.leftover_bytes - peak)
-    most = _given_back(max(high) + share.staging_bytes, outlasts, room and room[1])
-    return bounded(0, told, max(told, most), "assumed")
-
-
-def _resting(phase: Phase, at: int) -> int:
-    """Unused parts of the segments that hold the cache and the activations, with the middle (0) or high (1) figures."""
-    activations = phase.bytes - phase.sequence_state.bytes
-    shares = RESTING_SLACK[at] * phase.sequence_state.bytes + RESTING_SLACK_ACTIVATIONS[at] * activations
-    return RESTING_SLACK_BYTES[at] + round(shares)
-
-
-def _grown(outgrown: int, state: float) -> list[int]:
-    """Segments that the cache outgrew and that nothing has taken: the middle figure, and the high one."""
-    return [max(0, round(part * outgrown - GROWN_SLACK_USED * state)) for part in GROWN_SLACK]
-
-
-def _within(slack: Quantity, room: int, grown: int) -> Quantity:
-    """``slack`` less the part of outgrown segments for which a GPU has no ``room``."""
-    over = min(grown, max(0, slack.bytes - room))
-    middle = slack.bytes - over
-    return bounded(min(slack.low_bytes, middle), middle, slack.high_bytes, slack.basis)
-
-
-def _given_back(stays: int, grown: int, room: int | None) -> int:
-    return stays + (grown if room is None else min(grown, max(0, room - stays)))
-
-
-def _outgrown_bytes(geometry: Geometry, request: Request, size: int) -> int:
-    """Segments of every size that the cache's tensors had before their last: a tensor grows a token a step."""
-    grown = storage_growth(
+def _outgrown(geometry: Geometry, request: Request, size: int) -> int:
+    return outgrown_bytes(
         geometry,
         prompt_tokens=request.prompt_tokens,
         total_tokens=cached_tokens(**_tokens(request)),
         sequences=request.batch_size,
         itemsize=size,
     )
-    own_segment = ((count, max(_LARGE_SEGMENT_BYTES, first), last) for count, first, last in grown)
-    return sum(n * max(0, last**2 - first**2) // (2 * _SEGMENT_STEP_BYTES) for n, first, last in own_segment)
 
 
 def _context(gpu: Gpu | None) -> Quantity:
