@@ -366,5 +366,5 @@ def _load_peak(share: Share) -> Quantity:
     resident = share.weights_bytes + share.rounding_bytes
     low = max(share.warmup_bytes, resident)
     middle = max(share.warmup_bytes, resident + share.staging_bytes)
-    high = max(share.warmup_bytes, resident + STAGED_TENSORS_HIGH * share.staging_bytes)
+    high = max(share.warmup_bytes, resident + STAGED_TENSORS_HIGH * share.staging_bytes) + _MIB  # the last block's end
     return bounded(low, middle, high, "assumed")
