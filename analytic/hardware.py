@@ -12,7 +12,7 @@ from typing import Any
 from analytic.errors import UsageError
 
 MIB = 1024**2
-_HINT = "run `ullage gpus` for the list, or pass `--gpu-memory 80GiB` for a GPU that is not in it"
+_HINT = "run `ullage gpus` for the list, or `ullage estimate --gpu-memory 80GiB` for a GPU that is not in it"
 _VENDOR = re.compile(r"^(nvidia|geforce|tesla)+")
 
 

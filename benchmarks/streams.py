@@ -12,13 +12,16 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
 
+from analytic.compare import model_of
 from analytic.errors import UllageError
 from analytic.measurement import Measurement, read_measurement
-from analytic.models.twin import twin_config
+from profiler.case import Case
+from profiler.run import shapes_of
 from profiler.virtual.generate import load_model, serve, virtual_gpu
 from profiler.virtual.snapshot import Snapshot, read_snapshot
 from profiler.virtual.target import PREFIX, find_target
@@ -46,16 +49,14 @@ def on_device(snapshot: Snapshot) -> list[Event]:
 
 def on_virtual_gpu(measurement: Measurement) -> list[Event]:
     """The events of the same request on a virtual GPU of the same kind, every step traced."""
-    request, twin = measurement.request, measurement.model.twin_layers
-    config = measurement.model.config if twin is None else twin_config(measurement.model.config, layers=twin)
-    config = {name: value for name, value in config.items() if name != "quantization_config"}
-    software = measurement.software
-    target = find_target(
-        f"{PREFIX}{measurement.device.name}", torch=software.get("target_torch") or software.get("torch")
-    )
-    stored = str(config.get("dtype") or config.get("torch_dtype") or request.dtype)
+    request, measured, software = measurement.request, measurement.model, measurement.software
+    model = model_of(replace(measurement, model=replace(measured, twin_layers=None)))
+    case = Case(model=measured.id, request=request, twin_layers=measured.twin_layers)
+    source = shapes_of(case, model, request.dtype)
+    torch = software.get("target_torch") or software.get("torch")
+    target = find_target(f"{PREFIX}{measurement.device.name}", torch=torch)
     with virtual_gpu(target, request) as recorder:
-        loaded = load_model(config, request, recorder, stored=stored)
+        loaded = load_model(source.config or {}, request, recorder, stored=source.stored)
         trace = serve(loaded, request, traced_tokens=request.output_tokens).program.trace
     births = trace.births
     events = [

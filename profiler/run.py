@@ -48,7 +48,7 @@ OnPhase = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class Source:
     """What the worker loads."""
 
     folder: str
@@ -111,7 +111,7 @@ def _context_bytes(calibration: Calibration, model: Model, request: Request, dev
     """The calibrated context of a process that serves ``model`` so."""
     gpu = find_target(device).gpu
     require_gpu(calibration, gpu)
-    estimated = estimate(model, request, gpu=gpu, calibration=calibration)
+    estimated = estimate(model, replace(request, cache_implementation="dynamic"), gpu=gpu, calibration=calibration)
     if estimated.calibration is None:
         raise UllageError(
             f"the calibration {calibration.id} knows no {request.attention} attention",
@@ -157,29 +157,34 @@ def _refuse_busy_gpu() -> None:
         refuse_if_busy(nvml, uuid)
 
 
-def _source(case: Case, model: Model, dtype: str, device: str) -> AbstractContextManager[_Source]:
+def _source(case: Case, model: Model, dtype: str, device: str) -> AbstractContextManager[Source]:
     """Real weights where they are asked for or lie in a directory, else a sparse checkpoint that goes away again."""
     if is_virtual(device):
-        return nullcontext(_shapes(case, model, dtype))
+        return nullcontext(shapes_of(case, model, dtype))
     local = Path(case.model).expanduser()
     here = local.is_dir() and any(local.glob("*.safetensors"))
     if case.weights == "real" or (case.weights == "auto" and here and case.twin_layers is None):
         if case.twin_layers is not None:
             raise UsageError("--twin-layers needs a sparse checkpoint", hint="leave --weights real out")
         folder = str(local) if local.is_dir() else model.id
-        return nullcontext(_Source(folder=folder, revision=model.revision, weights="real"))
+        return nullcontext(Source(folder=folder, revision=model.revision, weights="real"))
     return _sparse(case, model, dtype, "none" if device == "meta" else "sparse")
 
 
 @contextmanager
-def _sparse(case: Case, model: Model, dtype: str, weights: str) -> Iterator[_Source]:
+def _sparse(case: Case, model: Model, dtype: str, weights: str) -> Iterator[Source]:
     from profiler.sparse import sparse_checkpoint
 
     with sparse_checkpoint(_config(case, model), dtype=_stored(model, dtype)) as checkpoint:
-        yield _Source(folder=str(checkpoint.path), revision=None, weights=weights)
+        yield Source(folder=str(checkpoint.path), revision=None, weights=weights)
 
 
-def _shapes(case: Case, model: Model, dtype: str) -> _Source:
+def shapes_of(case: Case, model: Model, dtype: str) -> Source:
+    """What a virtual GPU builds of ``case``.
+
+    Raises:
+        UllageError: real weights, or a quantised checkpoint.
+    """
     if case.weights != "auto":
         raise UsageError(f"--weights {case.weights}: a virtual GPU has no values", hint="leave --weights out")
     config = _config(case, model)
@@ -188,7 +193,7 @@ def _shapes(case: Case, model: Model, dtype: str) -> _Source:
             f"{model.id}: a virtual GPU does not load {native.get('quant_method')} checkpoints yet",
             hint="--quantization none profiles it dequantised",
         )
-    return _Source(folder="", revision=None, weights="none", config=config, stored=_stored(model, dtype))
+    return Source(folder="", revision=None, weights="none", config=config, stored=_stored(model, dtype))
 
 
 def _config(case: Case, model: Model) -> dict[str, Any]:
@@ -292,7 +297,7 @@ def _whole_lines(file: Any) -> Iterator[str | None]:
             yield None
 
 
-def _measurement(case: Case, model: Model, request: Any, source: _Source, told: _Told) -> Measurement:
+def _measurement(case: Case, model: Model, request: Any, source: Source, told: _Told) -> Measurement:
     end, facts = told.end or {}, told.facts
     device = facts.get("device")
     if device is None:

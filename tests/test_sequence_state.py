@@ -29,13 +29,7 @@ SLIDING = Attention(heads=32, kv_heads=8, head_dim=128, v_head_dim=128, window_t
 BF16 = 2
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they bring at these sizes, above all beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model_of(*layers: Layer) -> Geometry:

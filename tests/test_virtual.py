@@ -26,12 +26,7 @@ PLENTY = 2**45
 REQUEST = Request(dtype="float32", attention="eager", batch_size=2, prompt_tokens=24, output_tokens=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Stream(LiveBytes):

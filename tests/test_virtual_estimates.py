@@ -1,17 +1,15 @@
 """The closed forms of the estimate against the virtual GPU, which runs transformers itself, for one model a family."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import MergeModulelist
 
 from analytic.compare import Row, compare
-from analytic.models import catalog
+from analytic.engines.activation_families import FAMILIES as ACTIVATIONS
 from analytic.request import Request
 from analytic.weights import STACKED_AT_LOAD
 from profiler import run
@@ -60,12 +58,7 @@ SLIGHT_BYTES = 6 * 2**20
 """What is off by no more than this is not: blocks that were not split, in twins of four layers."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def here(job: dict[str, Any], **_: Any) -> run._Told:
@@ -108,9 +101,7 @@ def test_so_it_is_of_quantised_matrices(model: str, quantization: str) -> None:
 
 
 def test_experts_that_transformers_stacks_are_those_that_it_converts() -> None:
-    types = {catalog.load(entry.name).geometry.model_type for entry in catalog.entries()}
-    merging = {name for name in types if merges(name)}
-    assert set(STACKED_AT_LOAD) & types == merging - STACKED_ON_DISK
+    assert set(STACKED_AT_LOAD) == {name for name in ACTIVATIONS if merges(name)} - STACKED_ON_DISK
 
 
 def merges(model_type: str) -> bool:

@@ -120,6 +120,7 @@ def test_a_search_finds_the_largest(truth: int) -> None:
     [
         (("--device", "virtual:"), 2, "names no GPU"),
         (("--device", "virtual:h2000"), 2, "unknown GPU 'h2000'"),
+        (("--device", "virtual:a100-40"), 2, "close: a100-40gb"),
         (("--device", "virtual:rtx-3080"), 2, "several sizes"),
         (("--device", "vritual:h200"), 2, "'vritual:h200' is not known"),
         (("--device", "virtual:h200", "--torch-version", "2.3"), 2, "--torch-version: '2.3' is not modelled"),

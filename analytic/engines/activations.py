@@ -396,15 +396,11 @@ def _math_kernel(run: _Run, mixer: Attention) -> Iterator[_Form]:
     copies += _Form(pairs=run.itemsize * run.padded)
     scores = mixer.heads * 4
     yield copies + _Form(context=keys + mixer.heads * keys, pairs=scores)
-    yield copies + _Form(
-        context=keys, pairs=2 * scores + mixer.heads
-    )  # the scores, their softmax, and where they are -inf
+    # the scores, their softmax, and where they are -inf
+    yield copies + _Form(context=keys, pairs=2 * scores + mixer.heads)
+    converted = is_half * mixer.heads * run.itemsize
     output = 4 * mixer.heads * mixer.v_head_dim
-    yield copies + _Form(
-        context=keys + mixer.heads * values,
-        pairs=scores + is_half * mixer.heads * run.itemsize,
-        tokens=output,
-    )
+    yield copies + _Form(context=keys + mixer.heads * values, pairs=scores + converted, tokens=output)
 
 
 def _held_weights(family: Family, run: _Run, heads: int) -> int:

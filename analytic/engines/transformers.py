@@ -46,10 +46,21 @@ class Share:
     warmup_bytes: int
     staging_bytes: int
     leftover_bytes: int
+    """Segments that loading leaves cached."""
     large_converted: int
     """Quantised matrices of over 1 MiB."""
     converted: tuple[tuple[str, int, int], ...]
     """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
+
+    @property
+    def converted_formats(self) -> set[str]:
+        """Formats of the quantised matrices."""
+        return {name for name, *_ in self.converted}
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer routes its tokens."""
+        return any(isinstance(layer.feed_forward, MixtureOfExperts) for layer in self.geometry.layers)
 
 
 def ledger(
@@ -102,13 +113,12 @@ OUTLIERS = "int8-outliers"
 
 def overhead_features(share: Share, request: Request, dtype: str) -> dict[Component, dict[str, float]]:
     """What each component that has to be fitted depends on: the columns of the fit, and of every prediction."""
-    formats = {name for name, *_ in share.converted}
-    experts = any(isinstance(layer.feed_forward, MixtureOfExperts) for layer in share.geometry.layers)
+    formats = share.converted_formats
     backends: dict[str, float] = {
         "fixed": 1.0,
         "bnb-4bit": float(any("4" in name for name in formats)),
         "bnb-int8": float("bnb-int8" in formats),
-        "moe": float(experts),
+        "moe": float(share.has_experts),
         "eager": float(request.attention == "eager"),
     }
     state = state_bytes(share.geometry, request, dtype)
@@ -227,9 +237,8 @@ def _phases(share: Share, request: Request, dtype: str, outlier_share: float) ->
 
 def _head_is_first_product(share: Share, request: Request) -> bool:
     """Whether no layer needs cuBLAS: int8 products and fused attention have libraries of their own."""
-    formats = {name for name, *_ in share.converted}
-    experts = any(isinstance(layer.feed_forward, MixtureOfExperts) for layer in share.geometry.layers)
-    return formats == {"bnb-int8"} and request.attention == "sdpa" and has_sdpa(share.geometry) and not experts
+    is_int8 = share.converted_formats == {"bnb-int8"} and not share.has_experts
+    return is_int8 and request.attention == "sdpa" and has_sdpa(share.geometry)
 
 
 def _before_head(phases: tuple[Phase, ...], cublas_bytes: int) -> Phase:

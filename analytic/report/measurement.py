@@ -127,11 +127,11 @@ def _print_timeline(measurement: Measurement, console: Console) -> None:
     if len(serving) < _WIDTH:
         return
     low, high = min(s[1] for s in serving), max(s[2] for s in serving)
-    if low == high:
+    first, last = serving[0][0], serving[-1][0]
+    if low == high or first == last:
         return
     console.print()
     console.print(f"serving, from {_gib(low)} to {_gib(high)} GiB")
-    first, last = serving[0][0], serving[-1][0]
     for place, name in ((1, "allocated"), (2, "reserved")):
         parts = [low] * _WIDTH
         for sample in serving:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analytic.measurement import LiveTensors, Peak, PhaseName
 from profiler.virtual.recorder import Birth
 from profiler.virtual.simulate import Program
-from profiler.virtual.steps import Decode, Step
+from profiler.virtual.steps import Decode, Step, shape_after
 
 _TOP = 10
 
@@ -62,7 +62,7 @@ def _extrapolated(program: Program) -> Iterator[_Event]:
     assert decode is not None, "only asked for extrapolated runs"
     regular, width = decode.regular, decode.regular.width
     births = program.trace.births
-    alive = {number for number in _alive(program, decode.begin) if number >= regular.first_birth - width}
+    alive = {number for number in program.trace.alive(decode.begin) if number >= regular.first_birth - width}
     for number in sorted(alive):  # the tensors that the step before the last regular one leaves
         offset = number - regular.first_birth
         yield _Event(number, None)
@@ -79,16 +79,6 @@ def _extrapolated(program: Program) -> Iterator[_Event]:
                 yield _Event(_key(step, operation, age), None)
 
 
-def _alive(program: Program, end: int) -> set[int]:
-    alive: set[int] = set()
-    for number in program.trace.events[:end]:
-        if number >= 0:
-            alive.add(number)
-        else:
-            alive.discard(~number)
-    return alive
-
-
 def _key(step: Step, operation: int, age: int) -> object:
     """The same keys as births have: steps are counted from the last traced one."""
     before, birth = divmod(~operation, step.width)
@@ -99,8 +89,7 @@ def _grown(decode: Decode, program: Program, birth: int, steps: int, born: Birth
     """A birth of a traced step as it is so many steps after the last regular one."""
     regular = decode.regular
     last, before = (program.trace.births[regular.first_birth + birth - age * regular.width] for age in (0, 1))
-    shape = tuple(now + steps * (now - then) for now, then in zip(last.shape, before.shape, strict=True))
-    return born._replace(bytes=last.bytes + steps * regular.slopes[birth], shape=shape)
+    return born._replace(bytes=last.bytes + steps * regular.slopes[birth], shape=shape_after(before, last, steps))
 
 
 def _most(events: list[_Event], live: dict[object, Birth]) -> tuple[int, int]:

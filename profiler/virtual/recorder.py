@@ -79,6 +79,11 @@ class Trace:
         """The trace up to an event."""
         return Trace(self.births, self.events[:end])
 
+    def alive(self, end: int) -> set[int]:
+        """Numbers of the births that live before event ``end``."""
+        events = self.events[:end]
+        return {event for event in events if event >= 0} - {~event for event in events if event < 0}
+
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what operations on fake CUDA tensors allocate, and answers what depends on values that are known."""

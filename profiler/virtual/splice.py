@@ -1,10 +1,10 @@
 """Traces of one request from several prompts: a length at which steps change is reached without the steps before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from profiler.virtual.recorder import Birth, Trace
-from profiler.virtual.steps import IrregularStepsError, births_before, extrapolate
+from profiler.virtual.steps import IrregularStepsError, births_before, extrapolate, shape_after
 
 AGREED = 4
 """The forward pass from a later prompt that an extrapolated step has to equal: steps before it are regular."""
@@ -38,7 +38,7 @@ def splice(early: Traced, late: Traced, *, extra: int) -> Traced:
         raise IrregularStepsError("a step allocates otherwise than from a longer prompt")
     renumbered = _renumbering(born, here - born[AGREED])
     cut = late.starts[AGREED + 1]
-    if _live(longer.trace.events) != set(map(renumbered, _live(late.trace.events[:cut]))):
+    if longer.trace.alive(len(longer.trace.events)) != set(map(renumbered, late.trace.alive(cut))):
         raise IrregularStepsError("a step leaves other tensors than from a longer prompt")
     moved = len(longer.trace.events) - cut
     events = (renumbered(event) if event >= 0 else ~renumbered(~event) for event in late.trace.events[cut:])
@@ -75,8 +75,7 @@ def _grown(before: Birth, model: Birth, size: int, steps: int) -> Birth:
     """``model`` so many steps later."""
     if size == model.bytes:
         return model
-    shape = tuple(now + steps * (now - then) for now, then in zip(model.shape, before.shape, strict=True))
-    return model._replace(bytes=size, shape=shape)
+    return model._replace(bytes=size, shape=shape_after(before, model, steps))
 
 
 def _require_same_beginning(early: Traced, late: Traced, births: int) -> None:
@@ -101,11 +100,3 @@ def _renumbering(born: list[int], shift: int) -> Callable[[int], int]:
 
 def _sizes(births: list[Birth]) -> list[int]:
     return [birth.bytes for birth in births]
-
-
-def _live(events: list[int]) -> set[int]:
-    return set(_born(events)) - {~event for event in events if event < 0}
-
-
-def _born(events: list[int]) -> Iterator[int]:
-    return (event for event in events if event >= 0)

@@ -162,6 +162,11 @@ def _has_law(before: Birth, after: Birth) -> bool:
     return before.law is not None and after.law is not None and before.law.key != after.law.key
 
 
+def shape_after(before: Birth, last: Birth, steps: int) -> tuple[int, ...]:
+    """The shape of ``last`` so many steps later, where ``before`` is the same birth a step earlier."""
+    return tuple(now + steps * (now - then) for now, then in zip(last.shape, before.shape, strict=True))
+
+
 def births_before(trace: Trace, starts: list[int]) -> list[int]:
     """Births of ``trace`` before each of ``starts``."""
     counts, births, at = [], 0, 0

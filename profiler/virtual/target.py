@@ -95,14 +95,8 @@ def find_target(
     if not is_virtual(device) or not name or name == device:
         raise UsageError(f"--device: {device!r} names no GPU", hint="write virtual:h200; `ullage gpus` lists them")
     AllocConf.parse(alloc_conf)
-    try:
-        gpu = find_gpu(name)
-    except UsageError as error:
-        close = [part for part in (error.hint or "").split("; ") if part.startswith("close: ")]
-        hint = "; ".join([*close, "`ullage gpus` lists them"])
-        raise UsageError(f"--device: {error.message}", hint=hint) from error
     target = Target(
-        gpu=gpu,
+        gpu=find_gpu(name),
         torch=_torch_version(torch or version("torch")),
         alloc_conf=alloc_conf,
         calibrated_context_bytes=context_bytes,
