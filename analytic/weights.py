@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from analytic.errors import UllageError
-from analytic.formats.table import NATIVE_FORMATS, Format, find_format, itemsize
-from analytic.models.inventory import TensorGroup
+from analytic.formats.dtypes import DTYPE_BITS
+from analytic.formats.registry import find_method, find_preset
+from analytic.formats.scheme import AS_STORED, Serving
+from analytic.formats.table import NATIVE_FORMATS, find_format, itemsize
+from analytic.models.inventory import Piece, TensorGroup
 from analytic.models.model import Model
+from analytic.models.packing import pack
 from analytic.quantity import round_up
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -35,9 +39,9 @@ class ServedGroup:
     """A tensor group in the format it is served in. Sizes are of one tensor with all that stands beside it."""
 
     group: TensorGroup
-    format: Format
+    format: str
+    """Name of the format."""
     each_bytes: int
-    """As stored."""
     rounded_bytes: int
     """As the caching allocator counts: every tensor of it rounded up to 512 bytes."""
     warmup_bytes: int
@@ -46,6 +50,8 @@ class ServedGroup:
     """What stands beside it while it is converted, when all before it is loaded."""
     leftover_bytes: int
     """Segments of its conversion that stay cached after loading."""
+    unpacked_bytes: int = 0
+    """What loading put on the device and the first forward pass replaces, where transformers decompresses it then."""
 
     @property
     def bytes(self) -> int:
@@ -68,62 +74,104 @@ class Weights:
 
 @lru_cache(maxsize=4096)
 def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
-    """The weights of ``model`` served in ``dtype`` under ``quantization`` (a format name, or None for as published).
+    """The weights of ``model`` served in ``dtype`` under ``quantization`` (a format's name, or None for as published).
 
     Raises:
-        UllageError: the model is already quantised and would have to be quantised again.
+        UllageError: the model is already quantised and would have to be quantised again, or cannot be.
     """
     if quantization not in (None, "none") and model.native_format is not None:
         raise UllageError(
             f"{model.id} is published in {model.native_format}, which transformers does not quantise again",
             hint="leave --quantization out, or serve it dequantised with --quantization none",
         )
-    packed = {group.stored for group in model.tensors} & set(NATIVE_FORMATS)
-    if quantization == "none" and model.native_format is not None and not packed:
+    method = None if model.native_format is None else find_method(model.native_format)
+    if quantization == "none" and method is not None and not method.dequantizes:
         raise UllageError(
-            f"{model.id} is published in {model.native_format}, whose dequantised size is not modelled",
+            f"{model.id} is published in {model.native_format}, which transformers does not dequantise",
             hint="leave --quantization out to serve it as published",
         )
+    tensors, serving = model.tensors, AS_STORED if method is None else method.transformers
+    before = tensors
+    if is_packing(quantization):
+        preset, method = find_preset(str(quantization))
+        tensors, serving = pack(before, preset, decoder=filter(model.is_decoder, before)), method.transformers
+        if preset.beforehand:
+            before = tensors
     stacked = STACKED_AT_LOAD.get(model.geometry.model_type, 0.0)
-    served = tuple(_serve(group, dtype, quantization, stacked) for group in model.tensors)
+    served = tuple(
+        _serve(group, dtype, quantization, serving, stacked, converted=group is not loaded)
+        for group, loaded in zip(tensors, before, strict=True)
+    )
     persistent = [s for s in served if s.group.persistent]
     return Weights(
         served=served,
         bytes=sum(s.bytes for s in persistent),
-        by_format=_sums((s.format.name, s.bytes) for s in persistent),
+        by_format=_sums((s.format, s.bytes) for s in persistent),
         by_role=_sums((s.group.role, s.bytes) for s in persistent),
         unconverted=_sums((s.group.name, s.bytes) for s in persistent if _left_out(s, quantization)),
     )
 
 
+def is_packing(quantization: str | None) -> bool:
+    """Whether a quantisation is a packed format (`analytic.formats`), not one of bitsandbytes'."""
+    return quantization not in (None, "none") and not str(quantization).startswith("bnb-")
+
+
 def served_format(group: TensorGroup, *, dtype: str, quantization: str | None) -> str:
     """The format name that ``group`` is served in. ``quantization`` "none" dequantises a quantised checkpoint."""
-    if quantization not in (None, "none") and group.converts:
+    if quantization not in (None, "none") and group.converts and not is_packing(quantization):
         return str(quantization)
     if group.stored in _KEPT_IN_FLOAT32:
         return "float32" if dtype in _KEPT_IN_FLOAT32[group.stored] else dtype
-    if group.stored == "model" or (quantization == "none" and group.stored in NATIVE_FORMATS):
+    is_packed = bool(group.pieces) or group.stored in NATIVE_FORMATS
+    if group.stored == "model" or (quantization == "none" and is_packed):
         return dtype
     return group.stored
 
 
-def _serve(group: TensorGroup, dtype: str, quantization: str | None, stacked: float) -> ServedGroup:
-    row = find_format(served_format(group, dtype=dtype, quantization=quantization))
-    allocations = row.allocations(group.matrix if group.converts else group.shape)
-    staged = _staging(group, row, dtype)
+def _allocations(group: TensorGroup, name: str, dtype: str, serving: Serving) -> tuple[tuple[int, int], ...]:
+    """(bytes, how many) of the tensors that hold one tensor of the group while it is served."""
+    if not group.pieces or name == dtype:
+        return tuple(
+            (size, 1) for size in find_format(name).allocations(group.matrix if group.converts else group.shape)
+        )
+    if serving.does == "dequantized":
+        kept = (
+            (_kept_bytes(piece, dtype, serving), piece.count) for piece in group.pieces if piece.suffix in serving.keeps
+        )
+        return (group.elements * itemsize(dtype), 1), *kept
+    return tuple((piece.bytes, piece.count) for piece in group.pieces if piece.suffix not in serving.drops)
+
+
+def _kept_bytes(piece: Piece, dtype: str, serving: Serving) -> int:
+    """Bytes of what stays beside a dequantised matrix."""
+    is_widened = piece.suffix in serving.widens and DTYPE_BITS[piece.dtype] == 8
+    return piece.bytes * itemsize(dtype) if is_widened else piece.bytes
+
+
+def _serve(
+    group: TensorGroup, dtype: str, quantization: str | None, serving: Serving, stacked: float, *, converted: bool
+) -> ServedGroup:
+    name = served_format(group, dtype=dtype, quantization=quantization)
+    allocations = _allocations(group, name, dtype, serving)
+    each = sum(size * count for size, count in allocations)
+    staged = _staging(group, name, dtype) if converted or group.converts else 0
     leftover = staged
-    if stacked and group.role == "expert" and len(group.shape) == 3 and row.name == dtype:
+    if stacked and group.role == "expert" and len(group.shape) == 3 and name == dtype:
         is_joined = "gate_up" in group.name  # the experts' own, then two stacks, then both in one
-        staged, leftover = int(stacked * sum(allocations)), (1 + is_joined) * sum(allocations)
-    halves = _WARMUP_HALVES.get(row.name)
+        staged, leftover = int(stacked * each), (1 + is_joined) * each
+    halves = _WARMUP_HALVES.get(name)
+    is_unpacked = bool(group.pieces) and name != dtype and serving.does == "dequantized"
+    as_loaded = sum(piece.bytes * piece.count for piece in group.pieces) if is_unpacked else each
     return ServedGroup(
         group=group,
-        format=row,
-        each_bytes=sum(allocations),
-        rounded_bytes=sum(round_up(a) for a in allocations),
-        warmup_bytes=sum(allocations) if halves is None else group.elements * halves // 2,
+        format=f"{name} in {dtype}" if is_unpacked else name,
+        each_bytes=each,
+        rounded_bytes=sum(round_up(size) * count for size, count in allocations),
+        warmup_bytes=as_loaded if halves is None else group.elements * halves // 2,
         staging_bytes=staged,
         leftover_bytes=leftover,
+        unpacked_bytes=as_loaded if is_unpacked else 0,
     )
 
 
@@ -132,16 +180,18 @@ def _left_out(served: ServedGroup, quantization: str | None) -> bool:
     return (
         quantization not in (None, "none")
         and not served.group.converts
+        and not served.group.pieces
+        and served.group.stored == "model"
         and len(served.group.shape) > 1
         and served.group.role not in ("buffer", "norm")
     )
 
 
-def _staging(group: TensorGroup, row: Format, dtype: str) -> int:
+def _staging(group: TensorGroup, name: str, dtype: str) -> int:
     """The tensor as loaded, and for int8 its float16 copy, on the device (bitsandbytes nn/modules.py)."""
-    if row.name == "bnb-int8":
+    if name == "bnb-int8":
         return group.elements * (itemsize(dtype) + itemsize("float16"))
-    return group.elements * itemsize(dtype) if row.name.startswith("bnb-") else 0
+    return 0 if name == dtype else group.elements * itemsize(dtype)
 
 
 def _sums(pairs: Iterator[tuple[str, int]]) -> dict[str, int]:

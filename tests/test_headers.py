@@ -16,11 +16,13 @@ from test_weights import quantization_config, resident_bytes
 from tiny import tiny_config
 
 from analytic.errors import UllageError
+from analytic.formats.dtypes import DTYPE_BITS, ROW_OF_DTYPE
+from analytic.formats.table import find_format
 from analytic.models import catalog
 from analytic.models.headers import UnfamiliarError, from_headers, stored_dtype
 from analytic.models.meta import from_config
 from analytic.models.model import Model
-from analytic.models.packed import FORMAT_OF_DTYPE, unpack
+from analytic.models.packed import unpack
 from analytic.models.safetensors import StoredTensor, read_directory, stored_bytes
 from analytic.models.served_names import family_of
 from analytic.weights import weigh
@@ -353,17 +355,11 @@ def bnb_4bit(t: StoredTensor) -> list[StoredTensor]:
     ]
 
 
-def compressed(t: StoredTensor) -> list[StoredTensor]:
-    rows, columns = t.shape
-    return [
-        tensor(f"{t.name}_packed", "I32", rows, columns // 8),
-        tensor(f"{t.name}_scale", "BF16", rows, 1),
-        tensor(f"{t.name}_shape", "I64", 2),
-    ]
-
-
 def widths(*bits: Any) -> dict[str, Any]:
-    groups = {f"group_{i}": {"weights": {"num_bits": width, "type": "int"}} for i, width in enumerate(bits)}
+    groups = {
+        f"group_{i}": {"weights": {"num_bits": width, "type": "int", "strategy": "channel"}, "targets": ["Linear"]}
+        for i, width in enumerate(bits)
+    }
     return {"quant_method": "compressed-tensors", "config_groups": groups}
 
 
@@ -371,9 +367,8 @@ PACKED = {
     "gptq-4": (gptq(4), {"quant_method": "gptq", "bits": 4}),
     "gptq-3": (gptq(3), {"quant_method": "gptq", "bits": 3}),
     "gptq-8": (gptq(8), {"quant_method": "gptq", "bits": 8}),
-    "awq": (awq, {"quant_method": "awq", "bits": 4}),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": -1}),
     "bitsandbytes": (bnb_4bit, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
-    "compressed": (compressed, widths(4)),
 }
 
 
@@ -460,7 +455,6 @@ def test_a_tensor_that_no_catalogued_model_has_is_named(llama: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq", "bits": [4]}}, "bits cannot be"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4.0}}, "bits cannot be 4.0"),
         ({"quantization_config": widths([4])}, r"num_bits cannot be \[4\]"),
-        ({"quantization_config": widths(4, 8)}, r"several widths: \[4, 8\]"),
     ],
 )
 def test_a_config_that_the_checkpoint_belies_is_refused(llama: Path, change: dict[str, Any], said: str) -> None:
@@ -524,19 +518,19 @@ def test_packed_weights_without_a_quantization_config_are_refused(llama: Path) -
 
 def test_scales_of_another_size_are_refused() -> None:
     stored = [tensor("x.weight", "F8_E4M3", 256, 256), tensor("x.weight_scale_inv", "F32", 1, 1)]
-    with pytest.raises(UllageError, match="one scale a tile"):
+    with pytest.raises(UllageError, match=r"is F32 \[1, 1\], but fp8-128x128 of a 256 x 256 weight has .* \[2, 2\]"):
         list(unpack(stored, FP8))
 
 
-def test_a_dtype_without_a_format_row_is_named() -> None:
-    with pytest.raises(UllageError, match="x is U32, which is not served yet"):
-        list(unpack([tensor("x", "U32", 8)], None))
+@pytest.mark.parametrize(("dtype", "size"), [("F4", 4), ("F6_E2M3", 6), ("F8_E8M0", 8), ("BOOL", 8), ("U32", 32)])
+def test_every_dtype_of_the_format_is_understood(dtype: str, size: int) -> None:
+    (found,) = unpack([tensor("x", dtype, 4, 8)], None)
+    assert find_format(found.stored).bytes(found.shape) == found.bytes == 32 * size // 8
 
 
 def test_every_format_of_a_dtype_is_a_row() -> None:
-    from analytic.formats.table import find_format
-
-    assert all(find_format(name) for name in FORMAT_OF_DTYPE.values())
+    assert all(find_format(name) for name in ROW_OF_DTYPE.values())
+    assert ROW_OF_DTYPE.keys() == DTYPE_BITS.keys()
 
 
 def test_an_inventory_from_the_config_agrees_with_one_from_the_headers(

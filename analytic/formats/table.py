@@ -69,6 +69,7 @@ _BNB_4BIT_DOUBLE = (
 )
 _BNB_SOURCE = "bitsandbytes 0.50 functional.py, quantize_4bit"
 _TORCH = "torch.dtype.itemsize"
+_DTYPE = "safetensors/src/tensor.rs, enum Dtype, 0.8"
 
 FORMATS: dict[str, Format] = {
     row.name: row
@@ -78,6 +79,8 @@ FORMATS: dict[str, Format] = {
         Format(name="float16", block_elements=1, block_bytes=2, source=_TORCH),
         Format(name="bfloat16", block_elements=1, block_bytes=2, source=_TORCH),
         Format(name="float8", block_elements=1, block_bytes=1, source=_TORCH),
+        Format(name="float6", block_elements=4, block_bytes=3, source=_DTYPE),
+        Format(name="float4", block_elements=2, block_bytes=1, source=_DTYPE),
         Format(name="int8", block_elements=1, block_bytes=1, source=_TORCH),
         Format(name="int16", block_elements=1, block_bytes=2, source=_TORCH),
         Format(name="int32", block_elements=1, block_bytes=4, source=_TORCH),

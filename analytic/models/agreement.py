@@ -23,15 +23,16 @@ class Claims:
     is_tied: bool
 
 
-def require_agreement(groups: tuple[TensorGroup, ...], claims: Claims, *, packed: bool) -> None:
+def require_agreement(groups: tuple[TensorGroup, ...], claims: Claims) -> None:
     """Refuse a checkpoint that lacks what its config says there is, or holds it in another size.
 
-    The layers of a ``packed`` checkpoint are not compared: a quantiser may leave out any of them.
+    What stands beside packed weights is not compared: a quantiser may leave out any layer. Nor are shapes that a packed
+    format does not keep.
 
     Raises:
         UllageError: by the name of the first contradiction.
     """
-    said = next(_contradictions(groups, claims, packed=packed), None)
+    said = next(_contradictions(groups, claims), None)
     if said is not None:
         raise contradiction(claims.id, said)
 
@@ -41,14 +42,13 @@ def contradiction(id: str, said: str) -> UllageError:
     return UllageError(f"{id}: {said}", hint=_HINT)
 
 
-def _contradictions(groups: tuple[TensorGroup, ...], claims: Claims, *, packed: bool) -> Iterator[str]:
+def _contradictions(groups: tuple[TensorGroup, ...], claims: Claims) -> Iterator[str]:
     yield from (f"{g.name} is stored under two names" for g in groups if g.copies > 1 and "{e}" not in g.name)
     yield from _missing_outside_layers(groups, claims)
     yield from _missing_layers(_held(groups, claims), claims)
     yield from _other_sizes(groups, claims)
-    if not packed:
-        yield from _uneven_layers(_held(groups, claims), claims)
-        yield from _other_widths(groups, claims)
+    yield from _uneven_layers(_held(groups, claims), claims)
+    yield from _other_widths(groups, claims)
 
 
 def _missing_outside_layers(groups: tuple[TensorGroup, ...], claims: Claims) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _held(groups: tuple[TensorGroup, ...], claims: Claims) -> list[set[str]]:
     """Names that each layer of the decoder holds."""
     held: list[set[str]] = [set() for _ in claims.geometry.layers]
     for group in groups:
-        if group.name.partition("{}")[0] == claims.family.decoder:
+        if group.name.partition("{}")[0] == claims.family.decoder and group.role != "buffer":
             for index in group.layers or ():
                 held[index].add(group.name)
     return held
@@ -110,7 +110,7 @@ def _other_widths(groups: tuple[TensorGroup, ...], claims: Claims) -> Iterator[s
         rows = next((rows for end, rows in _ROWS if group.name == f"{claims.family.decoder}{{}}{end}"), None)
         for index in (group.layers or ()) if rows else ():
             said = rows(claims.geometry.layers[index]) if rows else None
-            if said not in (None, group.shape[0]):
+            if said not in (None, group.shape[0]) and len(group.shape) > 1:
                 name = group.name.replace("{}", str(index))
                 yield f"config.json says {said} rows of {name}, the checkpoint holds {group.shape[0]}"
 
@@ -126,6 +126,7 @@ def _other_sizes(groups: tuple[TensorGroup, ...], claims: Claims) -> Iterator[st
             yield f"config.json says an {what} of {list(rows)}, the checkpoint holds {list(max(held))}"
     counts = {ff.experts for layer in geometry.layers if isinstance(ff := layer.feed_forward, MixtureOfExperts)}
     for group in groups:
-        if group.role == "expert" and len(group.shape) == 3 and group.shape[0] not in counts:
+        held_experts = group.shape[0] if len(group.shape) == 3 else group.copies if "{e}" in group.name else None
+        if group.role == "expert" and held_experts is not None and held_experts not in counts:
             said = " or ".join(map(str, sorted(counts))) or "no"
-            yield f"config.json says {said} experts, {group.name} holds {group.shape[0]}"
+            yield f"config.json says {said} experts, {group.name} holds {held_experts}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analytic.errors import UllageError
+from analytic.formats.dtypes import FLOAT_DTYPES, ROW_OF_DTYPE
 from analytic.models.agreement import Claims, contradiction, require_agreement
 from analytic.models.catalog import published_dtype
 from analytic.models.config_reader import read_geometry
@@ -17,7 +18,7 @@ from analytic.models.configfile import architecture_of
 from analytic.models.geometry import Geometry
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model, Source
-from analytic.models.packed import FLOATS, FORMAT_OF_DTYPE, Unpacked, quantization_of, unpack
+from analytic.models.packed import Unpacked, quantization_of, unpack
 from analytic.models.roles import role_of
 from analytic.models.safetensors import StoredTensor
 from analytic.models.served_names import Family, Served, family_of, fold_index, split_index, tied_in
@@ -27,6 +28,9 @@ _NEVER_SERVED = re.compile(
     r"(inv_freq|(cos|sin)_cached|(attn|attention)\.(masked_)?bias|position_ids|embed_positions|\.[kv]_scale)$"
     r"|^(model\.)?mtp\."
 )
+
+_LEADS_BACK = re.compile(r"\.(o_proj|out_proj|down_proj|dense|dense_4h_to_h|fc2|fc_out|w2)\.weight$")
+"""Matrices whose output is the hidden stream."""
 
 _EXPERTS = re.compile(r"\.experts\.\d+\.")
 _COMPARE = "compare with the model's published config.json"
@@ -66,7 +70,7 @@ def from_headers(
     groups = tuple(_fold(_fused(tensors, id)))
     if family is not None:
         claims = Claims(id=id, config=config, geometry=geometry, family=family, is_tied=sorting.is_tied)
-        require_agreement(groups, claims, packed=native is not None)
+        require_agreement(groups, claims)
     return Model(
         id=id,
         source=source,
@@ -76,14 +80,15 @@ def from_headers(
         config=config if native is None else {**config, "quantization_config": native},
         tensors=(*groups, *(_rotary_tables(family, geometry) if family else ())),
         published_parameters=None if native is None else sum(t.unpacked.parameters for t in tensors),
+        stored_bytes=sum(tensor.bytes for tensor in stored),
         notes=_notes(left),
     )
 
 
 def stored_dtype(stored: Iterable[StoredTensor]) -> str | None:
     """What transformers serves where the config names no dtype: the first float by name in the first file."""
-    first = min(((t.file, t.name, t.dtype) for t in stored if t.dtype in FLOATS), default=None)
-    return None if first is None else FORMAT_OF_DTYPE[first[2]]
+    first = min(((t.file, t.name, t.dtype) for t in stored if t.dtype in FLOAT_DTYPES), default=None)
+    return None if first is None else ROW_OF_DTYPE[first[2]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,30 +151,46 @@ class _Sorting:
             return None
         if rule is None and _NEVER_SERVED.search(pattern):
             return None
+        tensor = self._shaped(tensor, pattern)
         group = self._group(tensor, rule) if rule else self._unruled(tensor, pattern, role)
+        if tensor.pieces and place is not None and place.expert is not None:  # stays by itself, as it is stored
+            group, place = replace(group, name=pattern), None
         layers = None if index is None else (index,)
         return _Tensor(unpacked=tensor, group=replace(group, layers=layers), place=place)
+
+    def _shaped(self, tensor: Unpacked, pattern: str) -> Unpacked:
+        """A packed matrix whose format does not keep its shape: one side of it is the model's hidden size."""
+        hidden = self.geometry.hidden_size
+        if tensor.stored == "model" or tensor.side or len(tensor.shape) != 1 or tensor.shape[0] % hidden:
+            return tensor
+        other = tensor.shape[0] // hidden
+        return replace(tensor, shape=(hidden, other) if _LEADS_BACK.search(pattern) else (other, hidden))
 
     def _group(self, tensor: Unpacked, rule: TensorGroup) -> TensorGroup:
         if self.native:
             stored = rule.stored if tensor.stored == "model" else tensor.stored
-            return replace(rule, shape=tensor.shape, stored=stored, converts=False)
-        if tensor.stored not in ("model", rule.stored):
-            said = f"{tensor.name} is {tensor.stored}, but config.json has no quantization_config"
-            raise UllageError(f"{self.id}: {said}", hint=_COMPARE)
+            return replace(rule, shape=tensor.shape, stored=stored, pieces=tensor.pieces, converts=False)
+        if tensor.stored != rule.stored:
+            self._require_plain(tensor)
         if len(tensor.shape) != len(rule.shape) and not _EXPERTS.search(tensor.name):
             raise contradiction(self.id, f"{tensor.name} has {len(tensor.shape)} dimensions, not {len(rule.shape)}")
         return replace(rule, shape=tensor.shape)
+
+    def _require_plain(self, tensor: Unpacked) -> None:
+        if tensor.stored != "model":
+            said = f"{tensor.name} is {tensor.stored}, but config.json has no quantization_config"
+            raise UllageError(f"{self.id}: {said}", hint=_COMPARE)
 
     def _unruled(self, tensor: Unpacked, pattern: str, role: str) -> TensorGroup:
         """A tensor that no catalogue model has: part of a quantised checkpoint, an untied head, or a bias asked for."""
         if not (self.native or role == "output" or self._is_bias_asked_for(pattern)):
             assert self.family is not None
+            self._require_plain(tensor)
             raise UnfamiliarError(
                 f"{self.id}: {tensor.name} is in no {self.family.architecture} of the catalogue",
                 hint="pip install 'ullage[profiler]', and transformers tells whether it is served",
             )
-        return TensorGroup(name=pattern, role=role, shape=tensor.shape, stored=tensor.stored)
+        return TensorGroup(name=pattern, role=role, shape=tensor.shape, stored=tensor.stored, pieces=tensor.pieces)
 
     def _is_bias_asked_for(self, pattern: str) -> bool:
         module, _, kind = pattern.rpartition(".")

@@ -8,6 +8,18 @@ ROLES = ("embedding", "attention", "ssm", "mlp", "expert", "router", "norm", "ou
 """What a tensor is for. ``ssm`` is a recurrent token mixer (Mamba, linear attention); ``buffer`` is not trained."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One of the tensors that hold a packed weight."""
+
+    suffix: str
+    """What follows the weight's name in the checkpoint."""
+    dtype: str
+    """As safetensors names it."""
+    bytes: int
+    count: int = 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorGroup:
     """Tensors that differ only in their layer (or expert) index."""
@@ -24,6 +36,8 @@ class TensorGroup:
     """Tensors of this name in one layer (experts that are stored one by one)."""
     stored: str = "model"
     """``model``: the dtype that the model is served in; else a fixed dtype or format (``float32``, ``fp8-128x128``)."""
+    pieces: tuple[Piece, ...] = ()
+    """The tensors that hold each, where it is packed in a format that has no row in the table of formats."""
     module: str = ""
     """Class of the module that owns it (``Linear``, ``Conv1D``, ``Embedding``, ``MixtralExperts``…)."""
     converts: bool = False
@@ -43,9 +57,13 @@ class TensorGroup:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """(out features, in features) of a linear layer's weight; GPT-2's Conv1D stores it transposed."""
-        first, second = self.shape[-2:]
-        return (second, first) if self.module == "Conv1D" else (first, second)
+        """(out features, in features) of a linear layer's weight, or of one expert's; some classes transpose it."""
+        first, second = (1, *self.shape)[-2:]
+        return (second, first) if self.module in _TRANSPOSED else (first, second)
+
+
+_TRANSPOSED = ("Conv1D", "GptOssExperts", "Llama4TextExperts")
+"""Modules that hold weights as [in, out] (GPT-2's linear layers, stacks of experts)."""
 
 
 def parameters(groups: Iterable[TensorGroup]) -> int:

@@ -9,6 +9,7 @@ from analytic.models import inventory
 from analytic.models.config_reader import read_geometry
 from analytic.models.geometry import Geometry, MixtureOfExperts
 from analytic.models.inventory import TensorGroup
+from analytic.models.packed import quantization_of
 
 Source = Literal["catalog", "local", "hub", "meta"]
 
@@ -31,6 +32,8 @@ class Model:
     tensors: tuple[TensorGroup, ...]
     published_parameters: int | None = None
     """Parameters where packed tensors hide them; None to count the tensors."""
+    stored_bytes: int | None = None
+    """Bytes of all tensors in the checkpoint's files, those included that are not served; None without files."""
     notes: tuple[str, ...] = ()
     """What the reader should know about how this model was read."""
 
@@ -65,8 +68,8 @@ class Model:
     @cached_property
     def native_format(self) -> str | None:
         """``quant_method`` of an already quantised checkpoint, or None."""
-        quantization = self.config.get("quantization_config")
-        return str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else None
+        native = quantization_of(self.config)
+        return None if native is None else str(native["quant_method"])
 
     @cached_property
     def _decoder_prefix(self) -> str:
