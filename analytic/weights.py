@@ -7,7 +7,7 @@ from functools import lru_cache
 from analytic.errors import UllageError
 from analytic.formats.dtypes import DTYPE_BITS
 from analytic.formats.registry import find_method, find_preset
-from analytic.formats.scheme import AS_STORED, Serving
+from analytic.formats.scheme import Serving
 from analytic.formats.table import NATIVE_FORMATS, find_format, itemsize
 from analytic.models.inventory import Piece, TensorGroup
 from analytic.models.model import Model
@@ -50,8 +50,8 @@ class ServedGroup:
     """What stands beside it while it is converted, when all before it is loaded."""
     leftover_bytes: int
     """Segments of its conversion that stay cached after loading."""
-    unpacked_bytes: int = 0
-    """What loading put on the device and the first forward pass replaces, where transformers decompresses it then."""
+    decompressed_bytes: int = 0
+    """What takes its place at the first forward pass, where transformers decompresses it then; else 0."""
 
     @property
     def bytes(self) -> int:
@@ -90,7 +90,10 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
             f"{model.id} is published in {model.native_format}, which transformers does not dequantise",
             hint="leave --quantization out to serve it as published",
         )
-    tensors, serving = model.tensors, AS_STORED if method is None else method.transformers
+    tensors, serving = (
+        model.tensors,
+        method.transformers if method else Serving(),
+    )
     before = tensors
     if is_packing(quantization):
         preset, method = find_preset(str(quantization))
@@ -129,31 +132,31 @@ def served_format(group: TensorGroup, *, dtype: str, quantization: str | None) -
     return group.stored
 
 
-def _allocations(group: TensorGroup, name: str, dtype: str, serving: Serving) -> tuple[tuple[int, int], ...]:
-    """(bytes, how many) of the tensors that hold one tensor of the group while it is served."""
-    if not group.pieces or name == dtype:
-        return tuple(
-            (size, 1) for size in find_format(name).allocations(group.matrix if group.converts else group.shape)
-        )
-    if serving.does == "dequantized":
-        kept = (
-            (_kept_bytes(piece, dtype, serving), piece.count) for piece in group.pieces if piece.suffix in serving.keeps
-        )
-        return (group.elements * itemsize(dtype), 1), *kept
-    return tuple((piece.bytes, piece.count) for piece in group.pieces if piece.suffix not in serving.drops)
+def _allocations(group: TensorGroup, name: str, dtype: str) -> tuple[tuple[int, int], ...]:
+    """(bytes, how many) of the tensors that hold one tensor of the group."""
+    if group.pieces and name != dtype:
+        return tuple((piece.bytes, piece.count) for piece in group.pieces)
+    shape = group.matrix if group.converts else group.shape
+    return tuple((size, 1) for size in find_format(name).allocations(shape))
 
 
-def _kept_bytes(piece: Piece, dtype: str, serving: Serving) -> int:
-    """Bytes of what stays beside a dequantised matrix."""
-    is_widened = piece.suffix in serving.widens and DTYPE_BITS[piece.dtype] == 8
-    return piece.bytes * itemsize(dtype) if is_widened else piece.bytes
+def _decompressed_bytes(group: TensorGroup, dtype: str, serving: Serving) -> int:
+    """A matrix in the serving dtype, and what stays beside it."""
+    kept = (piece for piece in group.pieces if piece.suffix in serving.keeps)
+    return group.elements * itemsize(dtype) + sum(
+        piece.bytes * piece.count * (itemsize(dtype) if _is_widened(piece, serving) else 1) for piece in kept
+    )
+
+
+def _is_widened(piece: Piece, serving: Serving) -> bool:
+    return piece.suffix in serving.widens and DTYPE_BITS[piece.dtype] == 8
 
 
 def _serve(
     group: TensorGroup, dtype: str, quantization: str | None, serving: Serving, stacked: float, *, converted: bool
 ) -> ServedGroup:
     name = served_format(group, dtype=dtype, quantization=quantization)
-    allocations = _allocations(group, name, dtype, serving)
+    allocations = _allocations(group, name, dtype)
     each = sum(size * count for size, count in allocations)
     staged = _staging(group, name, dtype) if converted or group.converts else 0
     leftover = staged
@@ -161,17 +164,16 @@ def _serve(
         is_joined = "gate_up" in group.name  # the experts' own, then two stacks, then both in one
         staged, leftover = int(stacked * each), (1 + is_joined) * each
     halves = _WARMUP_HALVES.get(name)
-    is_unpacked = bool(group.pieces) and name != dtype and serving.does == "dequantized"
-    as_loaded = sum(piece.bytes * piece.count for piece in group.pieces) if is_unpacked else each
+    decompresses = bool(group.pieces) and name != dtype and serving.decompresses
     return ServedGroup(
         group=group,
-        format=f"{name} in {dtype}" if is_unpacked else name,
+        format=name,
         each_bytes=each,
         rounded_bytes=sum(round_up(size) * count for size, count in allocations),
-        warmup_bytes=as_loaded if halves is None else group.elements * halves // 2,
+        warmup_bytes=each if halves is None else group.elements * halves // 2,
         staging_bytes=staged,
         leftover_bytes=leftover,
-        unpacked_bytes=as_loaded if is_unpacked else 0,
+        decompressed_bytes=_decompressed_bytes(group, dtype, serving) if decompresses else 0,
     )
 
 

@@ -13,6 +13,7 @@ from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 from test_weights import resident_bytes
 
 from analytic.errors import UllageError
+from analytic.estimator import estimate
 from analytic.formats.registry import find_preset
 from analytic.models.model import Model
 from analytic.models.packing import pack
@@ -109,7 +110,7 @@ def test_what_a_preset_would_make_is_what_the_library_makes(preset: str, scheme:
     packed, plain = resolve(str(tmp_path / "packed")), resolve(str(tmp_path / "dense"))
     row, method = find_preset(preset)
     made = {g.name: g for g in pack(plain.tensors, row, decoder=filter(plain.is_decoder, plain.tensors))}
-    assert method.transformers.does == "dequantized"
+    assert method.transformers.decompresses
     for group in packed.tensors:
         if group.pieces:
             assert (group.stored, {p.suffix: p.bytes for p in group.pieces}) == (
@@ -128,8 +129,11 @@ def test_transformers_serves_them_in_16_bits(scheme: str, tmp_path: Path) -> Non
     with torch.no_grad():
         real(torch.arange(4)[None])
     weights = weigh(model, dtype="bfloat16", quantization=None)
-    assert weights.bytes == sum(resident_bytes(real).values())
-    assert any("in bfloat16" in name for name in weights.by_format)
+    assert weights.bytes == model.stored_bytes
+    added = sum(s.decompressed_bytes * s.group.count - s.bytes for s in weights.served if s.decompressed_bytes)
+    assert weights.bytes + added == sum(resident_bytes(real).values())
+    served = estimate(model, prompt_tokens=4, output_tokens=1, dtype="bfloat16").fullest
+    assert {part.name: part.bytes for part in served.parts}["decompressed"] == added
 
 
 def test_what_is_packed_against_the_config_is_refused(tmp_path: Path) -> None:

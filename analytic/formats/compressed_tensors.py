@@ -308,7 +308,7 @@ METHOD = Method(
         _preset("mxfp8", MXFP8),
     ),
     transformers=Serving(
-        does="dequantized",
+        decompresses=True,
         keeps=(".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale"),
         widens=(".weight_scale",),
         note=_DENSE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analytic.formats.reading import Named, choice, expression, flag, names, reject, whole
-from analytic.formats.scheme import Held, Method, Part, Preset, Rules, Scheme, ceil, divided
+from analytic.formats.scheme import Held, Method, Part, Preset, Rules, Scheme, Serving, ceil, divided
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
@@ -92,9 +92,12 @@ def _override(pattern: str, changed: object, native: Mapping[str, Any]) -> tuple
 
 _SOURCE = "GPTQModel 7 nn_modules/qlinear; every linear layer of the decoder, experts one by one"
 
+_MARLIN = "once loaded, GPTQModel's Marlin kernels free the zero points (under 1 % of the weights): counted as stored"
+
 METHOD = Method(
     names=("gptq",),
     read=read,
+    transformers=Serving(note=_MARLIN),
     presets=(
         Preset(name="gptq-int4", scheme=Gptq(bits=4, group_size=128), source=_SOURCE),
         Preset(name="gptq-int8", scheme=Gptq(bits=8, group_size=128), source=_SOURCE),

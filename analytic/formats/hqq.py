@@ -82,9 +82,7 @@ METHOD = Method(
         Preset(name=f"hqq-int{b}", scheme=Hqq(bits=b, group_size=64), takes=_LINEAR, beforehand=False, source=_SOURCE)
         for b in (8, 4, 3, 2)
     ),
-    transformers=Serving(
-        does="as stored", note="transformers 5.23 does not load HQQ checkpoints (hqq itself does): counted as stored"
-    ),
+    transformers=Serving(note="transformers 5.23 does not load HQQ checkpoints (hqq itself does): counted as stored"),
     dropped=r"\.(nbits|group_size|shape|axis|packing|unpack_view_dtype|view_as_float|quant_scale|quant_zero"
     r"|compute_dtype|offload_meta|encoded_state_dict|stores_quant_config|channel_wise|optimize|round_zero)$",
 )

@@ -87,5 +87,5 @@ METHOD = Method(
         ),
         Preset(name="mlx-int8", scheme=Mlx(bits=8, group_size=64), source="mlx-lm convert -q --q-bits 8"),
     ),
-    transformers=Serving(does="as stored", note="transformers does not load MLX checkpoints: counted as stored"),
+    transformers=Serving(note="transformers does not load MLX checkpoints: counted as stored"),
 )

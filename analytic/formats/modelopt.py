@@ -142,8 +142,6 @@ METHOD = Method(
     presets=(
         Preset(name="nvfp4", scheme=Nvfp4(), source="ModelOpt torch/export: every linear layer, experts one by one"),
     ),
-    transformers=Serving(
-        does="as stored", note="transformers 5.23 does not load ModelOpt checkpoints (vLLM does): counted as stored"
-    ),
+    transformers=Serving(note="transformers 5.23 does not load ModelOpt checkpoints (vLLM does): counted as stored"),
     beside=r"\.[qkv]_(scale|bias)$|_(bmm_quantizer|quantizer)\b.*$",
 )

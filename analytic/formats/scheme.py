@@ -122,21 +122,16 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Serving:
-    """What an engine makes of a packed matrix when it loads it."""
+    """What transformers makes of packed matrices."""
 
-    does: str
-    """``as stored``, ``dequantized`` (in the serving dtype, nothing beside it) or ``refused``."""
+    decompresses: bool = False
+    """Whether the first forward pass replaces each by one in the serving dtype."""
     keeps: tuple[str, ...] = ()
-    """Suffixes that stay beside a dequantised matrix."""
+    """Suffixes that stay beside it then."""
     widens: tuple[str, ...] = ()
     """Those of them that become the serving dtype, if they are of a byte an element."""
-    drops: tuple[str, ...] = ()
-    """Suffixes that do not stay beside a packed one."""
     note: str = ""
     """What the reader should know."""
-
-
-AS_STORED = Serving(does="as stored")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +143,7 @@ class Method:
     read: Callable[[Mapping[str, Any]], Rules]
     """From a ``quantization_config``."""
     presets: tuple[Preset, ...] = ()
-    transformers: Serving = AS_STORED
+    transformers: Serving = Serving()
     """What transformers makes of it."""
     capability: tuple[int, int] | None = None
     """CUDA compute capability below which transformers dequantises it while it loads; None where it never does."""
