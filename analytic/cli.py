@@ -69,7 +69,7 @@ def estimate(
     gpu: str | None = None,
     gpu_memory: str | None = None,
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    quantization: Literal["bnb-nf4", "bnb-fp4", "bnb-int8", "none"] | None = None,
+    quantization: str | None = None,
     double_quant: Flag = False,
     compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
@@ -78,6 +78,7 @@ def estimate(
     output_tokens: str = "256",
     padded: Flag = False,
     attention: Literal["sdpa", "eager"] = "sdpa",
+    cache_implementation: Literal["dynamic", "static"] = "dynamic",
     engine: Literal["transformers"] = "transformers",
     pipeline_parallel_size: Annotated[Whole | None, Parameter(alias="-pp")] = None,
     gpu_memory_utilization: float = 1.0,
@@ -99,7 +100,8 @@ def estimate(
     dtype
         Dtype of what is not quantised; auto takes the publisher's.
     quantization
-        Quantise while loading; none serves a quantised checkpoint dequantised.
+        bnb-nf4, bnb-fp4, bnb-int8 (while loading), gptq, awq, w4a16, w8a8, fp8, nvfp4, mxfp4 … (`ullage formats`), or
+        none, which serves a quantised checkpoint dequantised.
     double_quant
         Quantise the 4-bit scales too (bnb_4bit_use_double_quant).
     compute_dtype
@@ -116,6 +118,8 @@ def estimate(
         Sequences differ in length, so that the batch needs an attention mask.
     attention
         Attention implementation.
+    cache_implementation
+        static: all the cache's room at once, without the compilation that generate would add.
     engine
         Serving engine.
     pipeline_parallel_size
@@ -151,6 +155,7 @@ def estimate(
         output_tokens=parse_tokens(output_tokens, what="--output-tokens"),
         padded=padded,
         attention=attention,
+        cache_implementation=cache_implementation,
         gpu_memory_utilization=gpu_memory_utilization,
     )
     show(
@@ -194,6 +199,89 @@ def models(*, json: Flag = False) -> int:
         json=json,
         document="analytic.report.document:models_document",
         text="analytic.report.text:print_models",
+    )
+    return 0
+
+
+@app.command
+def inspect(
+    model: str,
+    /,
+    *,
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    quantization: str | None = None,
+    tokens: Annotated[str, Parameter(alias=("--max-model-len", "--ctx-size", "-c"))] = "4096",
+    sequences: Annotated[Whole, Parameter(alias=("--max-num-seqs", "--parallel", "-np"))] = 1,
+    tensors: Flag = False,
+    layers: Flag = False,
+    revision: str | None = None,
+    json: Flag = False,
+    output: Output = None,
+) -> int:
+    """What MODEL is made of: tensors by role, format and layer, what is quantised, what a token of context costs.
+
+    Parameters
+    ----------
+    model
+        Catalogue name, Hub id, directory, config.json, .safetensors or .gguf file.
+    dtype
+        Dtype of what is not quantised; auto takes the publisher's.
+    quantization
+        A format of `ullage formats` that an unquantised model would take, module by module.
+    tokens
+        Tokens of each sequence, for its cache: 4096, 32k (32,000) or 32K (32,768).
+    sequences
+        Sequences at once.
+    tensors
+        List every tensor.
+    layers
+        List every layer.
+    revision
+        Branch, tag or commit of a Hub model.
+    json
+        Print one JSON document.
+    output
+        Write the JSON document to this file.
+    """
+    from analytic.inspection import inspect as look
+    from analytic.models.resolve import resolve
+    from analytic.quantity import parse_tokens
+
+    found = look(
+        resolve(model, revision=revision),
+        dtype=dtype,
+        quantization=quantization,
+        tokens=parse_tokens(tokens, what="--tokens"),
+        sequences=sequences,
+    )
+    show(
+        found,
+        json=json,
+        output=output,
+        document="analytic.report.inspection:inspection_document",
+        text="analytic.report.inspection:print_inspection",
+        tensors=tensors,
+        layers=layers,
+    )
+    return 0
+
+
+@app.command
+def formats(*, json: Flag = False) -> int:
+    """Every weight format: bits a weight with all that stands beside it, how it is read, and its source.
+
+    Parameters
+    ----------
+    json
+        Print one JSON document.
+    """
+    from analytic.formats.catalog import rows
+
+    show(
+        rows(),
+        json=json,
+        document="analytic.report.formats:formats_document",
+        text="analytic.report.formats:print_formats",
     )
     return 0
 

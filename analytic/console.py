@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,7 @@ Output = Annotated[str | None, Parameter(alias="-o")]
 """A file to write."""
 
 
-def show(answer: object, *, json: bool, document: str, text: str, output: str | None = None) -> None:
+def show(answer: object, *, json: bool, document: str, text: str, output: str | None = None, **details: bool) -> None:
     """Print ``answer`` as text or as one JSON document, and write the document to ``output``.
 
     Args:
@@ -44,6 +45,7 @@ def show(answer: object, *, json: bool, document: str, text: str, output: str | 
         document: ``module:function`` that makes the document; imported only if it is needed.
         text: ``module:function`` that prints the answer on a console; likewise.
         output: a file.
+        **details: what else the text shows.
 
     Raises:
         UllageError: standard output or the file cannot be written.
@@ -54,7 +56,7 @@ def show(answer: object, *, json: bool, document: str, text: str, output: str | 
     if json:
         _print_json(made)
     else:
-        _print(_named(text), answer)
+        _print(partial(_named(text), **details), answer)
 
 
 def _named(reference: str) -> Any:

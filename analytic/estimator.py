@@ -9,8 +9,9 @@ from typing import Any
 
 from analytic.calibration import Calibration, read_calibration, require_gpu, shipped
 from analytic.engines.activations import has_sdpa
-from analytic.engines.transformers import ledger, share_of, state_bytes
+from analytic.engines.transformers import ledger, require_served, share_of, state_bytes
 from analytic.errors import UllageError, UsageError
+from analytic.formats.registry import find_method, find_preset
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
 from analytic.ledger import Ledger
@@ -23,7 +24,7 @@ from analytic.quantity import GiB
 from analytic.request import LARGEST, Request
 from analytic.rule import BITS, Rule, apply_rule
 from analytic.state import cached_tokens, sequence_state_bytes_per_token
-from analytic.weights import Weights, weigh
+from analytic.weights import QUANTIZATIONS, Weights, is_packing, weigh
 
 NOT_MODELED = (
     "the GPU memory that the driver keeps for itself (0.4–1.3 % of what it reports, where seen)",
@@ -229,14 +230,10 @@ def run(
     """
     if request.kv_cache_dtype not in ("auto", dtype := serving_dtype(model, request)):
         raise UllageError(
-            f"transformers' dynamic cache keeps the model's dtype ({dtype}), not {request.kv_cache_dtype}",
+            f"transformers' cache keeps the model's dtype ({dtype}), not {request.kv_cache_dtype}",
             hint="leave --kv-cache-dtype at auto",
         )
-    if request.cache_implementation != "dynamic":
-        raise UllageError(
-            f"transformers' {request.cache_implementation} cache is not modelled",
-            hint="`ullage profile --device virtual:GPU --cache-implementation static` simulates it",
-        )
+    require_served(model.geometry, request)
     request = _as_served(model, request, gpu)
     fitted = calibration if calibration and request.attention in calibration.attention else None
     rows = _ledgers(model, request, dtype, gpu, gpus, fitted)
@@ -276,25 +273,20 @@ def serving_dtype(model: Model, request: Request) -> str:
     return dtype
 
 
-_NATIVE_NEEDS = {"fp8": (8, 9), "mxfp4": (7, 5)}
-"""Capability below which transformers dequantises such a checkpoint (quantizers/quantizer_*.py)."""
-
-
 def _as_served(model: Model, request: Request, gpu: Gpu | None) -> Request:
     """A quantised checkpoint that the GPU cannot run quantised is served dequantised."""
-    needs = _NATIVE_NEEDS.get(model.native_format or "")
+    needs = find_method(model.native_format).capability if model.native_format else None
     if request.quantization is None and needs and gpu and gpu.capability and gpu.capability < needs:
         return replace(request, quantization="none")
     return request
 
 
-_BNB_BITS = {"bnb-int8": 8, "bnb-nf4": 4, "bnb-fp4": 4}
-
-
 def _bits(model: Model, request: Request, dtype: str) -> int:
     """Bits of a weight, as someone would put them into the rule."""
-    if request.quantization in _BNB_BITS:
-        return _BNB_BITS[request.quantization]
+    if request.quantization in QUANTIZATIONS:
+        return 8 if request.quantization == "bnb-int8" else 4
+    if is_packing(request.quantization):
+        return find_preset(str(request.quantization))[0].scheme.weight_bits
     if request.quantization is None and (native := quantization_of(model.config)):
         return weight_bits(native)
     return 8 * itemsize(dtype)
@@ -381,8 +373,29 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Request, int]]:
         yield f"{flag}{answer.gpus_needed}", request, answer.gpus_needed
 
 
+def _converter(answer: Estimate) -> str:
+    """Who leaves matrices as they are."""
+    asked = answer.request.quantization
+    beforehand = is_packing(asked) and find_preset(str(asked))[0].beforehand
+    return str(asked) if beforehand else "transformers"
+
+
+def _format_notes(answer: Estimate) -> Iterator[str]:
+    """What transformers makes of a packed format, and where it comes from."""
+    asked, native = answer.request.quantization, answer.model.native_format
+    if is_packing(asked):
+        preset, method = find_preset(str(asked))
+        if preset.beforehand:
+            yield f"{preset.name} is made beforehand ({preset.source}): counted is a checkpoint of it"
+        if method.transformers.note:
+            yield method.transformers.note
+    elif asked is None and native is not None and (note := find_method(native).transformers.note):
+        yield note
+
+
 def _warnings(answer: Estimate) -> Iterator[str]:
     yield from answer.model.notes
+    yield from _format_notes(answer)
     native = {"fp8": "fp8-128x128"}.get(answer.model.native_format or "", answer.model.native_format)
     if answer.gpu is not None:
         yield from precision_warnings(
@@ -399,7 +412,7 @@ def _warnings(answer: Estimate) -> Iterator[str]:
         names = ", ".join(name.removesuffix(".weight") for name in list(left)[:3])
         yield (
             f"{size / GiB:.2f} GiB ({share:.0%} of the weights) stay in {answer.dtype}: "
-            f"transformers does not convert {names}{' …' if len(left) > 3 else ''}"
+            f"{_converter(answer)} does not convert {names}{' …' if len(left) > 3 else ''}"
         )
     loading = max(row.load_peak.bytes + row.components["context"].bytes for row in answer.ledgers)
     if answer.fits and answer.capacity_bytes is not None and loading > answer.capacity_bytes:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analytic.errors import UsageError
+from analytic.formats.registry import presets
 from analytic.weights import DTYPES, QUANTIZATIONS
 
 Engine = Literal["transformers"]
@@ -22,7 +23,8 @@ class Request:
     dtype: str = "auto"
     """float32, float16, bfloat16, or auto: as the publisher names it."""
     quantization: str | None = None
-    """bnb-nf4, bnb-fp4, bnb-int8, none (serve a quantised checkpoint dequantised), or None (as published)."""
+    """bnb-nf4, bnb-fp4, bnb-int8, a packed format (`analytic.formats`: gptq, awq, w4a16, fp8, nvfp4 …), none (serve a
+    quantised checkpoint dequantised), or None (as published)."""
     double_quant: bool = False
     compute_dtype: str | None = None
     """Dtype that 4-bit weights are multiplied in (bnb_4bit_compute_dtype); None: the serving dtype."""
@@ -48,7 +50,8 @@ class Request:
         _choose("attention", self.attention, ("sdpa", "eager"))
         _choose("cache-implementation", self.cache_implementation, ("dynamic", "static"))
         _choose("dtype", self.dtype, ("auto", *DTYPES))
-        _choose("quantization", self.quantization, (None, "none", *QUANTIZATIONS))
+        if self.quantization not in (None, "none", *QUANTIZATIONS):
+            _choose("quantization", self.quantization, ("none", *QUANTIZATIONS, *presets()))
         _choose("compute-dtype", self.compute_dtype, (None, *DTYPES))
         _choose("kv-cache-dtype", self.kv_cache_dtype, ("auto", *DTYPES))
         if self.double_quant and self.quantization not in ("bnb-nf4", "bnb-fp4"):

@@ -10,14 +10,14 @@ from typing import Any
 
 import analytic.models
 from analytic.models.config_keys import KEYS
-from analytic.models.config_reader import ALIASES, FAMILIES, WRAPPERS
+from analytic.models.config_reader import ALIASES, ENCODER_DECODERS, FAMILIES, WRAPPERS
 
 PATH = Path(analytic.models.__file__).parent / "config_defaults.json"
 
 
 def fresh_defaults() -> dict[str, dict[str, Any]]:
     """A row a supported model type, from the installed classes."""
-    return {model_type: _row(model_type) for model_type in sorted({*FAMILIES, *WRAPPERS} - set(ALIASES))}
+    return {model_type: _row(model_type) for model_type in sorted({*FAMILIES, *ENCODER_DECODERS, *WRAPPERS} - set(ALIASES))}
 
 
 def rendered(rows: dict[str, dict[str, Any]]) -> str:
@@ -30,8 +30,9 @@ def _row(model_type: str) -> dict[str, Any]:
 
     config = AutoConfig.for_model(model_type)
     text = config.get_text_config(decoder=True)
-    nested = None if text is config else text.model_type
-    cls: Any = type(config)
+    own = text is config or model_type in ENCODER_DECODERS
+    nested = None if own else text.model_type
+    cls: Any = type(text if own else config)
     fields = {field.name: _default(field) for field in dataclasses.fields(cls)}
     names = {*KEYS, *(cls.attribute_map.get(key, key) for key in KEYS)}
     return {

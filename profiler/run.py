@@ -111,7 +111,7 @@ def _context_bytes(calibration: Calibration, model: Model, request: Request, dev
     """The calibrated context of a process that serves ``model`` so."""
     gpu = find_target(device).gpu
     require_gpu(calibration, gpu)
-    estimated = estimate(model, replace(request, cache_implementation="dynamic"), gpu=gpu, calibration=calibration)
+    estimated = estimate(model, request, gpu=gpu, calibration=calibration)
     if estimated.calibration is None:
         raise UllageError(
             f"the calibration {calibration.id} knows no {request.attention} attention",

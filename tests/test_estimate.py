@@ -225,7 +225,7 @@ def test_the_search_finds_the_threshold(threshold: int, start: int) -> None:
         {"prompt_tokens": 10**12},
         {"output_tokens": 0},
         {"dtype": "float8"},
-        {"quantization": "gptq"},
+        {"quantization": "int3"},
         {"attention": "flash"},
         {"engine": "vllm"},
         {"double_quant": True},

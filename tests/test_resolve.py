@@ -272,8 +272,20 @@ def test_a_quantisation_config_of_the_text_part_counts_without_headers_too() -> 
     config = dict(catalog.load("gemma-3-4b").config)
     text = {**config["text_config"], "quantization_config": FP8_TILES}  # type: ignore[dict-item]
     assert meta.from_config({**config, "text_config": text}, id="x").native_format == "fp8"
-    with pytest.raises(UllageError, match="'gptq' is not modelled"):
+    with pytest.raises(UllageError, match="bits cannot be None"):
         meta.from_config({**config, "text_config": {**text, "quantization_config": {"quant_method": "gptq"}}}, id="x")
+
+
+def test_a_packed_checkpoint_from_its_config_alone() -> None:
+    """Every linear layer of the decoder as GPTQ packs it, but for those that ``dynamic`` leaves out."""
+    config = dict(catalog.load("qwen3-0.6b").config)
+    native = {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*layers\\.[01]\\.": {}}}
+    found = meta.from_config({**config, "quantization_config": native}, id="x")
+    up = [g for g in found.tensors if g.name.endswith("mlp.up_proj.weight")]
+    assert [(g.stored, len(g.layers or ())) for g in up] == [("model", 2), ("gptq-int4-g128", 26)]
+    rows, columns = 3072, 1024
+    assert [p.bytes for p in up[1].pieces] == [rows * columns // 2, 8 * rows // 2, 8 * rows * 2, columns * 4]
+    assert found.parameters == catalog.load("qwen3-0.6b").parameters
 
 
 def test_a_config_alone_needs_torch(tmp_path: Path, no_torch: None) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from analytic.errors import UllageError
 from analytic.models.config_reader import FAMILIES, read_geometry
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
 from analytic.quantity import round_up
 from analytic.state import (
     FullCache,
+    IndexedCache,
     LatentCache,
     RecurrentState,
     SlidingCache,
@@ -18,6 +20,7 @@ from analytic.state import (
     caches,
     for_layer,
     growth_transient_bytes,
+    quantized_state_bytes,
     sequence_state_bytes,
     sequence_state_bytes_per_token,
     storage_growth,
@@ -258,6 +261,61 @@ def test_last_generated_token_is_never_cached(model_type: str, output_tokens: in
         sequences=2,
         itemsize=4,
     )
+
+
+HQQ = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}
+
+
+def test_a_quantised_prompt_is_half_a_byte_an_element_and_a_scale_and_zero_point_a_group():
+    got = quantized_state_bytes(
+        uniform(32, FULL), format="int4", prompt_tokens=1000, total_tokens=1100, sequences=2, itemsize=BF16
+    )
+    elements = 2 * 8 * 128  # of one token of both sequences
+    quantized = 1000 * elements // 2 + 2 * 2 * 1000 * elements // 64
+    assert got == 32 * 2 * (quantized + 100 * elements * 2)  # the last 100 tokens stay as they are
+
+
+@pytest.mark.parametrize("format", [*HQQ, "fp8"])
+@pytest.mark.parametrize(("model_type", "steps"), [("llama", 130), ("gpt2", 3), ("falcon", 3), ("deepseek_v3", 3)])
+def test_quantised_state_is_what_transformers_stores(model_type: str, steps: int, format: str):
+    from transformers import AutoModel, QuantizedCache
+
+    pytest.importorskip("hqq")
+    config = tiny_hf_config(model_type)
+    model = AutoModel.from_config(config).eval().to(torch.bfloat16)
+    cache = QuantizedCache("fp8", config) if format == "fp8" else QuantizedCache("hqq", config, nbits=HQQ[format])
+    tokens = torch.ones(2, 8, dtype=torch.long)
+    for step in range(steps if format in ("int4", "fp8") else 3):  # 128 steps until all is quantised anew
+        with torch.no_grad():
+            model(tokens, past_key_values=cache, use_cache=True)
+        assert stored_bytes(cache) == quantized_state_bytes(
+            read_geometry(tiny_config(model_type)),
+            format=format,
+            prompt_tokens=8,
+            total_tokens=8 + step,
+            sequences=2,
+            itemsize=BF16,
+        ), step
+        tokens = tokens[:, :1]
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "jamba", "falcon_h1", "deepseek_v32", "t5"])
+def test_layers_that_a_quantised_cache_does_not_take_are_refused(model_type: str):
+    geometry = read_geometry({"model_type": model_type, "first_k_dense_replace": 1})
+    sizes = {"prompt_tokens": 8, "total_tokens": 8, "sequences": 1, "itemsize": BF16}
+    with pytest.raises(UllageError, match=model_type):
+        quantized_state_bytes(geometry, format="int4", **sizes)
+    with pytest.raises(UllageError, match="int5"):
+        quantized_state_bytes(uniform(1, FULL), format="int5", **sizes)
+
+
+def test_indexer_keys_stand_beside_the_latents():
+    layers = read_geometry(tiny_config("glm_moe_dsa")).layers
+    kinds = [cache for layer in layers for cache in caches(layer)]
+    latent = LatentCache(kv_lora_rank=16, qk_rope_head_dim=8)
+    indexed = IndexedCache(kv_lora_rank=16, qk_rope_head_dim=8, index_head_dim=24)
+    assert kinds == [indexed, indexed, latent, latent]  # the last two read the second's choice
+    assert indexed.bytes_per_token(tokens=1, itemsize=BF16) == (16 + 8 + 24) * 2
 
 
 def test_hybrid_layer_holds_both_states():

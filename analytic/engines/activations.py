@@ -2,9 +2,9 @@
 
 Every form is a *moment*: what is live together at one line of the modelling code, as multiples of a layer's sizes
 (:class:`Need`). A family's row says how its code differs from Llama's; the peak is the largest moment. The scope is
-``generate()`` of one batch on one GPU under ``no_grad``, with a dynamic cache, ``logits_to_keep=1`` and greedy tokens:
-all live tensor storages, without the weights and without the cache: in prefill the one that it leaves behind, in decode
-the one of that moment.
+``generate()`` of one batch on one GPU under ``no_grad``, with a dynamic cache (or a static one, all of whose room is
+read), ``logits_to_keep=1`` and greedy tokens: all live tensor storages, without the weights and without the cache: in prefill
+the one that it leaves behind, in decode the one of that moment.
 
 Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``,
 ``masking_utils.py``, ``cache_utils.py``, ``generation/utils.py``) and held to real runs by
@@ -30,7 +30,7 @@ from analytic.models.geometry import (
     Recurrent,
 )
 from analytic.quantity import round_up
-from analytic.state import caches
+from analytic.state import RecurrentState, caches, static
 
 AttentionName = Literal["sdpa", "eager"]
 
@@ -75,6 +75,9 @@ class _Form:
             self.rows + other.rows,
         )
 
+    def __neg__(self) -> "_Form":
+        return _Form(-self.tokens, -self.context, -self.pairs, -self.shared, -self.rows)
+
     def bytes(self, batch: int, queries: int, context: int) -> int:
         """The form's value; a decode step has one query token."""
         per_row = queries * (self.tokens + context * self.pairs) + context * self.context + self.rows
@@ -107,6 +110,10 @@ class _Run:
     decode: bool
     fused_softmax: bool
     """Scores become a softmax in fp32 without a copy in fp32: of float16 on CUDA (ATen native/SoftMax.cpp, softmax)."""
+    room: int | None
+    """Tokens that a static cache has room for; None where the cache grows."""
+    overflows: bool
+    """A static cache's window has fewer tokens than were seen."""
 
 
 def prefill_peak(
@@ -118,10 +125,15 @@ def prefill_peak(
     attention: AttentionName,
     padded: bool = False,
     fused_softmax: bool = False,
+    room_tokens: int | None = None,
 ) -> Peak:
-    """Peak of the prompt's forward and the first token's choice: ``prompt_tokens`` queries a sequence."""
-    run = _run(geometry, itemsize, batch_size, attention, padded, fused_softmax, prompt_tokens, decode=False)
-    return _peak(_compiled(geometry, run), batch_size, prompt_tokens, prompt_tokens)
+    """Peak of the prompt's forward and the first token's choice: ``prompt_tokens`` queries a sequence.
+
+    ``room_tokens`` is what a static cache has room for, None with a dynamic one.
+    """
+    tokens = prompt_tokens, room_tokens
+    run = _run(geometry, itemsize, batch_size, attention, padded, fused_softmax, *tokens, decode=False)
+    return _peak(_compiled(geometry, run), batch_size, prompt_tokens, room_tokens or prompt_tokens)
 
 
 def decode_peak(
@@ -133,10 +145,15 @@ def decode_peak(
     attention: AttentionName,
     padded: bool = False,
     fused_softmax: bool = False,
+    room_tokens: int | None = None,
 ) -> Peak:
-    """Peak of one decode step whose attention sees ``context_tokens``, the new token included."""
-    run = _run(geometry, itemsize, batch_size, attention, padded, fused_softmax, context_tokens, decode=True)
-    return _peak(_compiled(geometry, run), batch_size, 1, context_tokens)
+    """Peak of one decode step whose attention sees ``context_tokens``, the new token included.
+
+    ``room_tokens`` is what a static cache has room for, all of which every step sees; the last one has filled it.
+    """
+    tokens = context_tokens, room_tokens
+    run = _run(geometry, itemsize, batch_size, attention, padded, fused_softmax, *tokens, decode=True)
+    return _peak(_compiled(geometry, run), batch_size, 1, room_tokens or context_tokens)
 
 
 def has_sdpa(geometry: Geometry) -> bool:
@@ -147,9 +164,8 @@ def has_sdpa(geometry: Geometry) -> bool:
 def _peak(moments: tuple[_Moment, ...], batch: int, queries: int, context: int) -> Peak:
     most, spread, name = 0, 0.0, ""
     for moment in moments:
-        seen = context
-        if moment.window_tokens is not None and queries == 1:
-            seen = min(context, moment.window_tokens)
+        window = moment.window_tokens
+        seen = context if window is None else max(queries, min(context, window))
         inside = round_up(queries, moment.chunk_tokens)
         size = moment.held.bytes(batch, queries, context) + moment.inside.bytes(batch, inside, seen)
         if size > most:
@@ -176,12 +192,14 @@ def _run(
     padded: bool,
     fused_softmax: bool,
     context: int,
+    room: int | None,
     decode: bool,
 ) -> _Run:
-    windows = _facts(geometry)
-    windowed = bool(windows) and context >= min(windows)
+    window = min(_facts(geometry), default=None)
+    windowed = window is not None and (room or context) >= window
+    overflows = window is not None and room is not None and context > window
     eager = attention == "eager" or not _family(geometry).sdpa
-    return _Run(itemsize, batch > 1, eager, padded, windowed, decode, fused_softmax)
+    return _Run(itemsize, batch > 1, eager, padded, windowed, decode, fused_softmax, room, overflows)
 
 
 _FACTS: dict[int, tuple[Geometry, tuple[int, ...], dict[_Run, tuple[_Moment, ...]]]] = {}
@@ -205,6 +223,8 @@ def _remembered(geometry: Geometry) -> tuple[Geometry, tuple[int, ...], dict[_Ru
 def _compiled(geometry: Geometry, run: _Run) -> tuple[_Moment, ...]:
     known = _remembered(geometry)[2]
     if run not in known:
+        if len(known) >= 1024:  # a static cache's room makes a run of its own
+            known.clear()
         known[run] = tuple(_moments(geometry, run))
     return known[run]
 
@@ -217,7 +237,7 @@ def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
     family = _family(geometry)
     to_come = _caches_to_come(geometry, run)
     if geometry.per_layer_input_size:
-        made = _Form(tokens=_per_token(family.embedding, _stream_sizes(geometry, run)) - to_come[0])
+        made = _Form(tokens=_per_token(family.embedding, _stream_sizes(geometry, run))) + -to_come[0]
         held = _ids(geometry, run) + _masks(geometry, family, run)
         yield _Moment("embedding", held, made, None, family.tolerance_fraction)
     layers = zip(geometry.layers, to_come[1:], strict=True)
@@ -228,19 +248,24 @@ def _moments(geometry: Geometry, run: _Run) -> Iterator[_Moment]:
     }
     for (layer, first), later in kinds.items():
         for moment in _layer_moments(geometry, family, run, layer, first):
-            yield replace(moment, held=moment.held + _Form(tokens=-later))
+            yield replace(moment, held=moment.held + -later)
     for form in _logits(geometry, family, run):
         yield _Moment("logits", form, _Form(), None, family.tolerance_fraction)
 
 
-def _caches_to_come(geometry: Geometry, run: _Run) -> tuple[int, ...]:
-    """Bytes of the cache a token that a prefill has not made yet: before the first layer, then after each."""
-    made = [0 if run.decode else _cached(layer, run) for layer in geometry.layers]
-    return tuple(accumulate(reversed(made), initial=0))[::-1]
+def _caches_to_come(geometry: Geometry, run: _Run) -> tuple[_Form, ...]:
+    """The cache that a prefill has not made yet: before the first layer, then after each."""
+    made = [_Form() if run.decode else _cached(layer, run) for layer in geometry.layers]
+    return tuple(accumulate(reversed(made), initial=_Form()))[::-1]
 
 
-def _cached(layer: Layer, run: _Run) -> int:
-    return sum(cache.bytes_per_token(tokens=0, itemsize=run.itemsize) for cache in caches(layer))
+def _cached(layer: Layer, run: _Run) -> _Form:
+    """The layer's keys and values as a prefill makes them: of its tokens, or of a static cache's room."""
+    kinds = [cache for cache in caches(layer) if not isinstance(cache, RecurrentState)]
+    if run.room is None:
+        return _Form(tokens=sum(cache.bytes_per_token(tokens=0, itemsize=run.itemsize) for cache in kinds))
+    rooms = (static(cache, run.room) for cache in kinds)
+    return _Form(rows=sum(room.prefill_bytes(prompt_tokens=0, sequences=1, itemsize=run.itemsize) for room in rooms))
 
 
 def _reads_another(layer: Layer) -> bool:
@@ -291,7 +316,10 @@ def _ids(geometry: Geometry, run: _Run) -> _Form:
 
 
 def _masks(geometry: Geometry, family: Family, run: _Run) -> _Form:
-    """4-D masks (masking_utils.py): model dtype for eager, boolean for sdpa where is_causal does not suffice."""
+    """4-D masks (masking_utils.py): model dtype for eager, boolean for sdpa where is_causal does not suffice.
+
+    A decode step that reads a static cache always has one, as not all of its room is taken.
+    """
     softmax = [layer.mixer for layer in geometry.layers if isinstance(layer.mixer, (Attention, LatentAttention))]
     windows = {mixer.window_tokens if isinstance(mixer, Attention) else None for mixer in softmax}
     unused = family.unused_mask and windows == {None}
@@ -301,6 +329,8 @@ def _masks(geometry: Geometry, family: Family, run: _Run) -> _Form:
         return _Form(pairs=run.itemsize * len(windows))
     if run.padded:
         return _Form(pairs=len(windows))
+    if run.decode and run.room is not None:
+        return _Form(shared=len(windows))
     if run.windowed or unused:
         return _Form(shared=sum(window is not None for window in windows))
     return _Form()
@@ -340,18 +370,18 @@ def _mixer(geometry: Geometry, family: Family, run: _Run, layer: Layer) -> Itera
 def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixer: Attention) -> Iterator[_Form]:
     sizes = _sizes(geometry, layer, family, run)
     cached = mixer.kv_heads if mixer.cached_heads is None else mixer.cached_heads
-    values = cached * mixer.v_head_dim * run.itemsize
-    if run.decode and mixer.window_tokens is not None:  # both are replaced only after both have grown
-        values += cached * mixer.head_dim * run.itemsize
+    grown = _grown(mixer, run, cached)
     table = 4 * int(mixer.head_dim * family.rope_fraction) * (geometry.max_position_embeddings or 0)
     held = _Form(rows=table * family.repeats_rope_table)
     earlier = _Form(pairs=(family.eager_held - 1) * mixer.heads * run.itemsize * run.eager)
     for need in family.attention:
-        made = _per_token(need, sizes) - (0 if run.decode or need.new_v else _cached(layer, run))
-        yield held + earlier + _Form(tokens=made, context=need.new_v * values * run.decode)
+        made = _Form() if run.decode or need.new_v else -_cached(layer, run)
+        yield held + earlier + made + _Form(tokens=_per_token(need, sizes), context=need.new_v * grown)
     grouped = 1 < mixer.kv_heads < mixer.heads
     repeated = mixer.heads * (mixer.head_dim + mixer.v_head_dim) * run.itemsize * grouped
     kept = held + _Form(tokens=_per_token(family.kept, sizes))
+    if run.overflows and not run.decode and mixer.window_tokens is not None:  # all are attended to, the last cached
+        kept += _Form(tokens=cached * (mixer.head_dim + mixer.v_head_dim) * run.itemsize)
     if run.eager:
         keys32 = 4 * mixer.kv_heads * mixer.head_dim * (family.keys32 and run.itemsize != 4)
         copies = _Form(context=repeated * family.eager_repeats + keys32)
@@ -369,6 +399,20 @@ def _attention(geometry: Geometry, family: Family, run: _Run, layer: Layer, mixe
     yield kept + _Form(tokens=_per_token(family.output, sizes)) + _Form(pairs=_held_weights(family, run, mixer.heads))
 
 
+def _grown(mixer: Attention, run: _Run, cached_heads: int) -> int:
+    """Keys and values a token of context that a decode step holds beside the cache while it takes the new token.
+
+    Values grow beside the old ones; a window's keys too, as both are replaced only after both have grown, or, in a
+    static cache, rolled.
+    """
+    keys, values = (cached_heads * size * run.itemsize for size in (mixer.head_dim, mixer.v_head_dim))
+    if not run.decode:
+        return 0
+    if mixer.window_tokens is not None:
+        return keys + values if run.room is None or run.overflows else 0
+    return values if run.room is None else 0
+
+
 def _scores(need: Need, heads: int, run: _Run) -> _Form:
     """Eager scores: B·heads·q·L of each dtype (softmax in fp32: of bf16 2 + 4 + 4 bytes; of fp16 2 + 4 + 2)."""
     cast = 0 if run.itemsize == 4 else run.itemsize if run.fused_softmax else 4
@@ -377,7 +421,7 @@ def _scores(need: Need, heads: int, run: _Run) -> _Form:
 
 def _sdpa_inputs(run: _Run, repeated: int, window_tokens: int | None, *, wide: bool = False) -> _Form:
     """A mask's additive copy; with a mask or wide heads, in prefill, K and V for all heads (sdpa_attention.py)."""
-    masked = run.padded or (window_tokens is not None and run.windowed)
+    masked = run.padded or (window_tokens is not None and run.windowed) or (run.decode and run.room is not None)
     copies = _Form(context=repeated if (masked or wide) and not run.decode else 0)
     if not masked:
         return copies
@@ -425,6 +469,7 @@ def _latent_attention(geometry: Geometry, run: _Run, mixer: LatentAttention) -> 
     output = mixer.heads * mixer.v_head_dim * e
     if run.eager:
         yield kept + _scores(Need(w=1, w_cast=1, w32=1), mixer.heads, run)
+        yield kept + _Form(context=queries) + _scores(Need(w=1), mixer.heads, run)  # matmul copies the expanded keys
     else:
         yield kept + _Form(tokens=output + 4 * mixer.heads) + _sdpa_inputs(run, 0, None)
     yield kept + _Form(tokens=output + geometry.hidden_size * e)

@@ -6,7 +6,9 @@ from analytic.quantity import Quantity, bounded
 from analytic.state import storage_growth
 
 _MIB = 2**20
-_LARGE_SEGMENT_BYTES = 10 * _MIB
+LARGE_SEGMENT_BYTES = 10 * _MIB
+"""Smaller requests of over 1 MiB share segments of twice as much (c10/core/AllocatorConfig.h)."""
+
 SEGMENT_STEP_BYTES = 2 * _MIB
 """From 10 MiB a request gets its own segment, in steps of 2 MiB (c10/core/AllocatorConfig.h)."""
 
@@ -82,5 +84,5 @@ def outgrown_bytes(geometry: Geometry, *, prompt_tokens: int, total_tokens: int,
         sequences=sequences,
         itemsize=itemsize,
     )
-    own_segment = ((count, max(_LARGE_SEGMENT_BYTES, first), last) for count, first, last in grown)
+    own_segment = ((count, max(LARGE_SEGMENT_BYTES, first), last) for count, first, last in grown)
     return sum(n * max(0, last**2 - first**2) // (2 * SEGMENT_STEP_BYTES) for n, first, last in own_segment)

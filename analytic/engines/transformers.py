@@ -1,4 +1,4 @@
-"""What Hugging Face transformers allocates, and when: load, prefill, decode with a dynamic cache."""
+"""What Hugging Face transformers allocates, and when: load, prefill, decode with a dynamic or a static cache."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from analytic.calibration import Calibration
 from analytic.engines.activations import Peak, decode_peak, has_sdpa, prefill_peak
-from analytic.engines.slack import SEGMENT_STEP_BYTES, grown_slack, outgrown_bytes, slack_of, within
+from analytic.engines.slack import (
+    LARGE_SEGMENT_BYTES,
+    SEGMENT_STEP_BYTES,
+    grown_slack,
+    outgrown_bytes,
+    slack_of,
+    within,
+)
 from analytic.engines.workspace import (
     Bounds,
     bnb_4bit_forward_bytes,
@@ -14,6 +21,7 @@ from analytic.engines.workspace import (
     bnb_int8_outlier_bytes,
     cublas_workspace_bytes,
 )
+from analytic.errors import UllageError
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Component, Ledger, Part, Phase
@@ -25,6 +33,7 @@ from analytic.request import Request
 from analytic.state import (
     cached_tokens,
     growth_transient_bytes,
+    require_static,
     sequence_state_bytes,
     storage_growth,
 )
@@ -46,7 +55,9 @@ class Share:
     warmup_bytes: int
     staging_bytes: int
     leftover_bytes: int
-    """Segments that loading leaves cached."""
+    """Segments that loading leaves cached, and what the first forward pass frees."""
+    decompressed_bytes: int
+    """What the first forward pass adds to packed weights that it decompresses."""
     large_converted: int
     """Quantised matrices of over 1 MiB."""
     converted: tuple[tuple[str, int, int], ...]
@@ -162,11 +173,11 @@ def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]
         rounding_bytes=sum(s.rounded_bytes * s.group.count for s in served) - stored + _unsplit_bytes(served, warmup),
         warmup_bytes=warmup,
         staging_bytes=max((s.staging_bytes for s in served), default=0),
-        leftover_bytes=max((s.leftover_bytes for s in served), default=0),
-        large_converted=sum(
-            s.group.count for s in served if s.format.name.startswith("bnb-") and s.rounded_bytes > _MIB
-        ),
-        converted=tuple({(s.format.name, *s.group.matrix): 0 for s in served if s.format.name.startswith("bnb-")}),
+        leftover_bytes=max((s.leftover_bytes for s in served), default=0)
+        + sum(s.bytes for s in served if s.decompressed_bytes),
+        decompressed_bytes=sum(s.decompressed_bytes * s.group.count - s.bytes for s in served if s.decompressed_bytes),
+        large_converted=sum(s.group.count for s in served if s.format.startswith("bnb-") and s.rounded_bytes > _MIB),
+        converted=tuple({(s.format, *s.group.matrix): 0 for s in served if s.format.startswith("bnb-")}),
     )
 
 
@@ -197,14 +208,39 @@ def _tokens(request: Request) -> dict[str, int]:
     return {"prompt_tokens": request.prompt_tokens, "output_tokens": request.output_tokens}
 
 
+def require_served(geometry: Geometry, request: Request) -> None:
+    """Raise where no ledger of serving the model so can be drawn up.
+
+    Raises:
+        UllageError: an encoder-decoder model, or one that transformers gives no static cache.
+    """
+    if any(layer.cross is not None for layer in geometry.layers):
+        raise UllageError(
+            f"serving an encoder-decoder model ({geometry.model_type}) is not modelled: only its sequence state is",
+            hint="analytic.state.sequence_state_bytes counts it, given encoder_tokens",
+        )
+    if request.cache_implementation == "static":
+        require_static(geometry)
+
+
+def room_tokens(request: Request) -> int | None:
+    """Tokens that a static cache has room for (generation/utils.py, max_cache_length); None for one that grows."""
+    return cached_tokens(**_tokens(request)) if request.cache_implementation == "static" else None
+
+
+def _cache(request: Request, size: int, total_tokens: int) -> dict[str, Any]:
+    """What the cache's bytes depend on beside the geometry."""
+    return {
+        "prompt_tokens": request.prompt_tokens,
+        "total_tokens": total_tokens,
+        "sequences": request.batch_size,
+        "itemsize": size,
+        "room_tokens": room_tokens(request),
+    }
+
+
 def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) -> int:
-    return sequence_state_bytes(
-        geometry,
-        prompt_tokens=request.prompt_tokens,
-        total_tokens=total_tokens,
-        sequences=request.batch_size,
-        itemsize=itemsize(dtype),
-    )
+    return sequence_state_bytes(geometry, **_cache(request, itemsize(dtype), total_tokens))
 
 
 def _phases(share: Share, request: Request, dtype: str, outlier_share: float) -> tuple[Phase, ...]:
@@ -217,6 +253,7 @@ def _phases(share: Share, request: Request, dtype: str, outlier_share: float) ->
         "attention": request.attention,
         "padded": request.padded,
         "fused_softmax": dtype == "float16",
+        "room_tokens": room_tokens(request),
     }
 
     def phase(name: Literal["prefill", "decode"], tokens: int, rows: int, peak: Peak) -> Phase:
@@ -224,7 +261,7 @@ def _phases(share: Share, request: Request, dtype: str, outlier_share: float) ->
             name=name,
             moment=peak.moment,
             sequence_state=exact(_state(geometry, request, dtype, tokens)),
-            activations=_traced(peak, _unsplit_high(geometry, request, itemsize(dtype), tokens)),
+            activations=_traced(peak, *_unsplit(geometry, request, itemsize(dtype), tokens)),
             temporaries=bounded(*_temporaries(share, request, dtype, rows, peak.moment, outlier_share), "traced"),
         )
 
@@ -257,13 +294,7 @@ def _less(quantity: Quantity, count: int) -> Quantity:
 
 
 def _growth(geometry: Geometry, request: Request, size: int, context: int) -> int:
-    return growth_transient_bytes(
-        geometry,
-        prompt_tokens=request.prompt_tokens,
-        total_tokens=context,
-        sequences=request.batch_size,
-        itemsize=size,
-    )
+    return growth_transient_bytes(geometry, **_cache(request, size, context))
 
 
 def _at_least(peak: Peak, floor: int) -> Peak:
@@ -273,25 +304,33 @@ def _at_least(peak: Peak, floor: int) -> Peak:
     return Peak(bytes=floor, low_bytes=floor, high_bytes=max(floor, peak.high_bytes), moment="cache growth")
 
 
-def _unsplit_high(geometry: Geometry, request: Request, size: int, tokens: int) -> int:
-    """Ends of blocks that may count beside the activations: seen are 2 MiB, and a 500th of the cache.
+def _unsplit(geometry: Geometry, request: Request, size: int, tokens: int) -> tuple[int, int]:
+    """Ends of blocks that count beside the activations (middle, high): seen are up to 2 MiB, and a 500th of the cache.
 
     A block that is up to 1 MiB too large is not split (CUDACachingAllocator.cpp, should_split): of a tensor of little
-    more than that, it can be all.
+    more than that, it can be all. A static cache's blocks come from fresh segments, or those of freed activations.
     """
-    kinds = storage_growth(
-        geometry,
-        prompt_tokens=request.prompt_tokens,
-        total_tokens=tokens,
-        sequences=request.batch_size,
-        itemsize=size,
-    )
-    ends = (count * (_MIB if _MIB < last < 2 * _MIB else last // 500) for count, _, last in kinds)
-    return 2 * _MIB + sum(ends)
+    kinds = list(storage_growth(geometry, **_cache(request, size, tokens)))
+    if room_tokens(request) is None:
+        return 0, 2 * _MIB + sum(n * (_MIB if _MIB < last < 2 * _MIB else last // 500) for n, _, last in kinds)
+    shared = sum(count * _end_bytes(last) for count, _, last in kinds if last < LARGE_SEGMENT_BYTES)
+    own = sum(count * _end_bytes(last) for count, _, last in kinds if last >= LARGE_SEGMENT_BYTES)
+    return shared, shared + own + 2 * _MIB
 
 
-def _traced(peak: Peak, unsplit_bytes: int) -> Quantity:
-    return bounded(peak.low_bytes, peak.bytes, max(peak.high_bytes, peak.bytes + unsplit_bytes), "traced")
+def _end_bytes(storage_bytes: int) -> int:
+    """What a fresh segment leaves unsplit, for each of the equal storages that share it: over 1 MiB it is split."""
+    if storage_bytes <= _MIB:
+        return 0
+    shared = storage_bytes < LARGE_SEGMENT_BYTES
+    segment_bytes = 2 * LARGE_SEGMENT_BYTES if shared else round_up(storage_bytes, SEGMENT_STEP_BYTES)
+    left = segment_bytes % storage_bytes
+    return left // (segment_bytes // storage_bytes) if left <= _MIB else 0
+
+
+def _traced(peak: Peak, unsplit_bytes: int, unsplit_high_bytes: int) -> Quantity:
+    middle = peak.bytes + unsplit_bytes
+    return bounded(peak.low_bytes, middle, max(peak.high_bytes, peak.bytes + unsplit_high_bytes), "traced")
 
 
 def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment: str, outlier_share: float) -> Bounds:
@@ -333,7 +372,7 @@ def _unsplit_converted(share: Share) -> Quantity:
 
 
 def _workspace(share: Share, assumed: Quantity) -> tuple[Quantity, tuple[Part, ...]]:
-    parts = (
+    parts: tuple[Part, ...] = (
         Part(
             component="workspace",
             name="cublas",
@@ -347,7 +386,10 @@ def _workspace(share: Share, assumed: Quantity) -> tuple[Quantity, tuple[Part, .
             note="each weight tensor up to a multiple of 512 bytes; rotary tables; the end of the block loaded into",
         ),
     )
-    return assumed + exact(share.rounding_bytes), parts
+    if share.decompressed_bytes:
+        note = "what the first forward pass adds, when it replaces packed weights by ones in the serving dtype"
+        parts += (Part(component="workspace", name="decompressed", bytes=share.decompressed_bytes, note=note),)
+    return assumed + exact(share.rounding_bytes + share.decompressed_bytes), parts
 
 
 def _room(gpu: Gpu, held: list[Quantity]) -> tuple[int, int]:
@@ -356,6 +398,8 @@ def _room(gpu: Gpu, held: list[Quantity]) -> tuple[int, int]:
 
 
 def _outgrown(geometry: Geometry, request: Request, size: int) -> int:
+    if room_tokens(request) is not None:
+        return 0
     return outgrown_bytes(
         geometry,
         prompt_tokens=request.prompt_tokens,

@@ -65,6 +65,7 @@ METHOD = Method(
     presets=(
         Preset(
             name="awq-int4",
+            aliases=("awq",),
             scheme=Awq(group_size=128),
             source="AutoAWQ 0.2.9 WQLinear_GEMM; every linear layer of the decoder, experts one by one",
         ),

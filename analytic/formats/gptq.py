@@ -99,7 +99,7 @@ METHOD = Method(
     read=read,
     transformers=Serving(note=_MARLIN),
     presets=(
-        Preset(name="gptq-int4", scheme=Gptq(bits=4, group_size=128), source=_SOURCE),
+        Preset(name="gptq-int4", aliases=("gptq",), scheme=Gptq(bits=4, group_size=128), source=_SOURCE),
         Preset(name="gptq-int8", scheme=Gptq(bits=8, group_size=128), source=_SOURCE),
     ),
 )

@@ -20,8 +20,9 @@ def methods() -> Mapping[str, Method]:
 
 @cache
 def presets() -> Mapping[str, tuple[Preset, Method]]:
-    """What ``--quantization`` can make, by name, with its format."""
-    return {preset.name: (preset, method) for method in methods().values() for preset in method.presets}
+    """What ``--quantization`` can make, by name and alias, with its format."""
+    rows = ((preset, method) for method in methods().values() for preset in method.presets)
+    return {name: row for row in rows for name in (row[0].name, *row[0].aliases)}
 
 
 def find_preset(name: str) -> tuple[Preset, Method]:

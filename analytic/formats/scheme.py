@@ -112,6 +112,8 @@ class Preset:
 
     name: str
     scheme: Scheme
+    aliases: tuple[str, ...] = ()
+    """Other names that it goes by."""
     takes: frozenset[str] = frozenset({LINEAR, EXPERT})
     """Kinds of matrices that it packs: linear layers (without the output head), and experts."""
     beforehand: bool = True

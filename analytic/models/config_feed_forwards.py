@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from analytic.errors import UllageError
-from analytic.models.config_keys import Config
+from analytic.models.config_keys import Config, checked_size
 from analytic.models.config_kinds import MLP, MOE, shares_cache
 from analytic.models.geometry import FeedForward, MixtureOfExperts
 
@@ -38,6 +38,29 @@ def lfm_mlp(config: Config, kind: str, index: int) -> FeedForward:
         width = int((1 if factor is None else factor) * (2 * width // 3))
         width = -(-width // block) * block
     return FeedForward(intermediate_size=width)
+
+
+def listed_width(config: Config, kind: str, index: int) -> FeedForward:
+    """One width for all layers, or a list with one a layer (``models/gemma3n``)."""
+    listed = isinstance(config.get("intermediate_size"), list | tuple)
+    widths = config.per_layer("intermediate_size") if listed else None
+    width = checked_size(config.model_type, "intermediate_size", widths[index]) if widths else None
+    return FeedForward(intermediate_size=width or config.size("intermediate_size"))
+
+
+def hunyuan(config: Config, kind: str, index: int) -> FeedForwardKind:
+    """Experts beside a shared one of the same width; how many a token takes may be listed (``hunyuan_v1_moe``)."""
+    listed = isinstance(config.get("num_experts_per_tok"), list | tuple)
+    chosen = config.per_layer("num_experts_per_tok") if listed else None
+    width = config.size("intermediate_size")
+    return MixtureOfExperts(
+        experts=config.size("num_experts"),
+        experts_per_token=checked_size(config.model_type, "moe_topk", chosen[index])
+        if chosen
+        else config.size("num_experts_per_tok"),
+        intermediate_size=width,
+        shared_intermediate_size=width,
+    )
 
 
 def no_mlp(config: Config, kind: str, index: int) -> None:
@@ -82,14 +105,29 @@ def shared_count(key: str) -> Callable[[Config], int]:
     return lambda config: config.count(key) * config.size("moe_intermediate_size")
 
 
+def listed_sparse(otherwise: Callable[[Config, int], bool]) -> Callable[[Config, int], bool]:
+    """Sparse where ``mlp_layer_types`` says so; a file without it goes by ``otherwise``."""
+
+    def sparse(config: Config, index: int) -> bool:
+        listed = config.per_layer("mlp_layer_types")
+        return otherwise(config, index) if listed is None else listed[index] == "sparse"
+
+    return sparse
+
+
 def qwen_sparse(config: Config, index: int) -> bool:
     """Every ``decoder_sparse_step``-th layer, but for those listed as dense."""
     return index not in config.indices("mlp_only_layers") and (index + 1) % config.size("decoder_sparse_step") == 0
 
 
-def after_first(key: str) -> Callable[[Config, int], bool]:
-    """Sparse after as many dense layers as a key gives."""
-    return lambda config, index: index >= config.count(key)
+def after_first(key: str, default: int = 0) -> Callable[[Config, int], bool]:
+    """Sparse after as many dense layers as a key gives, or ``default`` where it is absent."""
+    return lambda config, index: index >= (default if config.get(key) is None else config.count(key))
+
+
+def after_one(config: Config, index: int) -> bool:
+    """Sparse but for the first layer."""
+    return index > 0
 
 
 def llama4_sparse(config: Config, index: int) -> bool:

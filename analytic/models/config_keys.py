@@ -40,6 +40,11 @@ KEYS = (
     *("linear_num_key_heads", "linear_num_value_heads"),
     *("global_head_dim", "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers", "per_layer_config"),
     *("enable_moe_block", "top_k_experts", "use_double_wide_mlp", "hidden_size_per_layer_input"),
+    *("index_head_dim", "indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"),
+    *("mlp_layer_types", "global_attn_every_n_layers", "num_shared_experts", "layer_group_size"),
+    *("linear_attn_config", "linear_num_heads", "linear_head_dim", "short_conv_kernel_size"),
+    *("num_decoder_layers", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "d_ff"),
+    *("feed_forward_proj", "max_source_positions", "max_target_positions"),
 )
 """Every key that a reader asks for; config_defaults.json holds the defaults of these and no others."""
 

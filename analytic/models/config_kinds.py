@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from analytic.models.config_keys import Config
 
 FULL, SLIDING, CHUNKED, LINEAR = "full_attention", "sliding_attention", "chunked_attention", "linear_attention"
-CONV, HYBRID, MLP, MOE = "conv", "hybrid", "mlp", "moe"
+CONV, HYBRID, MLP, MOE, INDEXED = "conv", "hybrid", "mlp", "moe", "indexed_attention"
 
 
 def uniform(config: Config) -> list[str]:
@@ -30,6 +30,11 @@ def all_hybrid(config: Config) -> list[str]:
     return [HYBRID] * config.size("num_hidden_layers")
 
 
+def all_indexed(config: Config) -> list[str]:
+    """Sparse attention with an indexer throughout."""
+    return [INDEXED] * config.size("num_hidden_layers")
+
+
 def all_linear(config: Config) -> list[str]:
     """A recurrent mixer throughout."""
     return [LINEAR] * config.size("num_hidden_layers")
@@ -43,6 +48,28 @@ def every(interval: int | str, kind: str = SLIDING, default: int = 0) -> Callabl
         return [kind if (index + 1) % step else FULL for index in range(config.size("num_hidden_layers"))]
 
     return kinds
+
+
+def every_from_first(interval: int) -> Callable[[Config], list[str]]:
+    """Full attention in the first layer and every ``interval``-th after it, sliding between."""
+    return lambda config: [SLIDING if i % interval else FULL for i in range(config.size("num_hidden_layers"))]
+
+
+def mimo(config: Config) -> list[str]:
+    """Full attention in the first layer and in every sixth, sliding between."""
+    return [FULL, *every(6)(config)[1:]]
+
+
+def kimi(config: Config) -> list[str]:
+    """Layers as ``linear_attn_config`` numbers them from 1, or every fourth but the first with full attention."""
+    layers = config.size("num_hidden_layers")
+    given = config.get("linear_attn_config")
+    listed = given.get("full_attn_layers") if isinstance(given, Mapping) else None
+    if listed is None:
+        return [FULL if index and index % 4 == 0 else LINEAR for index in range(layers)]
+    if not isinstance(listed, list | tuple) or not all(isinstance(number, int) for number in listed):
+        config.reject("linear_attn_config", listed)
+    return [FULL if index + 1 in listed else LINEAR for index in range(layers)]
 
 
 def exaone(config: Config) -> list[str]:

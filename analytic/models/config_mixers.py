@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from analytic.models.config_keys import Config, checked_size
-from analytic.models.config_kinds import CHUNKED, FULL, SLIDING, rotated_layers, shares_cache
+from analytic.models.config_kinds import CHUNKED, FULL, INDEXED, SLIDING, rotated_layers, shares_cache
 from analytic.models.geometry import Attention, LatentAttention, Recurrent
 
 FLOAT32_BYTES = 4
@@ -73,6 +73,18 @@ def rotated_if_sliding(config: Config, kind: str, index: int) -> Attention:
     return attention(config, kind, index, rotary=kind == SLIDING or config.get("sliding_window") is None)
 
 
+def shared_at_end(config: Config, kind: str, index: int) -> Attention:
+    """The last ``num_kv_shared_layers`` read the cache of an earlier layer of their kind (``models/gemma3n``)."""
+    return replace(attention(config, kind, index), cached_heads=0 if shares_cache(config, index) else None)
+
+
+def mimo(config: Config, kind: str, index: int) -> Attention:
+    """Values narrower than keys, and twice the key heads where the window slides (``models/mimo_v2_flash``)."""
+    plain = attention(config, kind, index)
+    kv_heads = plain.kv_heads * (2 if kind == SLIDING else 1)
+    return replace(plain, kv_heads=kv_heads, v_head_dim=config.size("v_head_dim"))
+
+
 def gemma4(config: Config, kind: str, index: int) -> Attention:
     """Global layers have larger heads, and fewer where keys serve as values; the last layers may share a cache."""
     plain = attention(config, kind, index)
@@ -135,6 +147,37 @@ def latent(config: Config, kind: str, index: int) -> LatentAttention:
         qk_rope_head_dim=config.size("qk_rope_head_dim"),
         v_head_dim=config.size("v_head_dim"),
     )
+
+
+def latent_dense(config: Config, kind: str, index: int) -> LatentAttention:
+    """Latent attention whose values are as wide as hidden_size / heads where the file does not say (MiniCPM 3)."""
+    if config.get("v_head_dim") is not None:
+        return latent(config, kind, index)
+    filled = {**config.given, "v_head_dim": divided_head_dim(config)}
+    return latent(replace(config, given=filled), kind, index)
+
+
+def latent_indexed(config: Config, kind: str, index: int) -> LatentAttention:
+    """Latent attention to the tokens that an indexer picks, where the layer has one of its own."""
+    if kind != INDEXED:
+        config.reject("layer_types", kind)
+    own = has_indexer(config, index)
+    return replace(latent(config, FULL, index), index_head_dim=config.size("index_head_dim") if own else None)
+
+
+def has_indexer(config: Config, index: int) -> bool:
+    """Whether a layer indexes for itself; else it reads an earlier one's choice (``configuration_glm_moe_dsa.py``)."""
+    listed = config.per_layer("indexer_types")
+    if listed is not None:
+        return bool(listed[index] != "shared")
+    pattern = config.per_layer("index_topk_pattern")
+    if pattern is not None:
+        return pattern[index] in ("F", "full")
+    if not config.has("indexer_types"):
+        return True
+    step = config.optional_size("index_topk_freq") or 1
+    offset = config.get("index_skip_topk_offset")
+    return max(index - (2 if offset is None else config.count("index_skip_topk_offset")) + 1, 0) % step == 0
 
 
 def mamba(*, expand: str, state: str, kernel: str) -> Callable[[Config], Recurrent]:
@@ -230,6 +273,56 @@ def gated_delta_net(config: Config) -> Recurrent:
         heads=value_heads,
         chunk_tokens=DELTA_CHUNK_TOKENS,
     )
+
+
+def kimi_delta(config: Config) -> Recurrent:
+    """State [heads, head dim, head dim] in float32, convolution over queries, keys and values (``models/kimi_linear``).
+
+    Published files nest the sizes under ``linear_attn_config``.
+    """
+    nested = config.get("linear_attn_config")
+    given = nested if isinstance(nested, Mapping) else {}
+
+    def size(inside: str, key: str) -> int:
+        return checked_size(config.model_type, inside, given[inside]) if inside in given else config.size(key)
+
+    return _delta(
+        size("num_heads", "linear_num_heads"),
+        size("head_dim", "linear_head_dim"),
+        size("short_conv_kernel_size", "linear_conv_kernel_dim"),
+    )
+
+
+def bailing_delta(config: Config) -> Recurrent:
+    """The same by the keys of Ling's hybrids (``models/bailing_hybrid``)."""
+    head_dim = config.optional_size("linear_head_dim") or config.size("head_dim")
+    return _delta(config.size("num_attention_heads"), head_dim, config.size("short_conv_kernel_size"))
+
+
+def _delta(heads: int, head_dim: int, kernel: int) -> Recurrent:
+    inner = heads * head_dim
+    return Recurrent(
+        kind="kimi_delta",
+        conv_channels=3 * inner,
+        conv_kernel=kernel,
+        state_elements=inner * head_dim,
+        state_itemsize=FLOAT32_BYTES,
+        inner_size=inner,
+        heads=heads,
+        chunk_tokens=DELTA_CHUNK_TOKENS,
+    )
+
+
+def gated_delta_net_from_heads(config: Config) -> Recurrent:
+    """A gated delta net whose sizes follow from the attention's where not given (``models/olmo_hybrid``)."""
+    heads = config.size("num_attention_heads")
+    sizes = {key: config.optional_size(key) or heads for key in ("linear_num_key_heads", "linear_num_value_heads")}
+    key_dim = config.optional_size("linear_key_head_dim") or 3 * config.size("hidden_size") // (
+        4 * sizes["linear_num_key_heads"]
+    )
+    value_dim = config.optional_size("linear_value_head_dim") or 2 * key_dim
+    sizes |= {"linear_key_head_dim": key_dim, "linear_value_head_dim": value_dim}
+    return gated_delta_net(replace(config, given={**config.given, **sizes}))
 
 
 def lightning_attention(config: Config) -> Recurrent:

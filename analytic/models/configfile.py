@@ -13,6 +13,8 @@ from analytic.errors import UllageError
 MAX_CONFIG_BYTES = 10_000_000
 """No real configuration comes near it (the largest hold vocabularies of some 100 KB)."""
 CONFIG = "config.json"
+QUANT_CONFIG = "hf_quant_config.json"
+"""Where older checkpoints of ModelOpt say how they are quantised."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -20,7 +22,27 @@ def read_config(path: str | Path) -> dict[str, object]:
     """The configuration in ``path``: a ``config.json`` or the directory that holds one."""
     path = Path(path)
     file = path / CONFIG if path.is_dir() else path
-    return parse_config(read_bounded(file, limit_bytes=MAX_CONFIG_BYTES), str(file))
+    config = parse_config(read_bounded(file, limit_bytes=MAX_CONFIG_BYTES), str(file))
+    beside = file.parent / QUANT_CONFIG
+    if file.name != CONFIG or not beside.is_file():
+        return config
+    return with_quantization(config, read_bounded(beside, limit_bytes=MAX_CONFIG_BYTES), str(beside))
+
+
+def with_quantization(config: dict[str, object], raw: bytes, where: str) -> dict[str, object]:
+    """The configuration with what a ``hf_quant_config.json`` adds to it; both must name the same algorithm."""
+    own = parse_object(raw, where, limit_bytes=MAX_CONFIG_BYTES).get("quantization")
+    if not isinstance(own, Mapping) or own.get("quant_algo") is None:
+        return config
+    said = config.get("quantization_config")
+    if said is None:
+        return {**config, "quantization_config": {"quant_method": "modelopt", **own}}
+    if isinstance(said, Mapping) and said.get("quant_algo", own["quant_algo"]) != own["quant_algo"]:
+        raise UllageError(
+            f"{where}: says quant_algo {str(own['quant_algo'])[:40]!r}, config.json {str(said['quant_algo'])[:40]!r}",
+            hint="take both files from the same checkpoint",
+        )
+    return {**config, "quantization_config": {**own, **said}} if isinstance(said, Mapping) else config
 
 
 def parse_config(raw: bytes, where: str) -> dict[str, object]:

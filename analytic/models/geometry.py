@@ -23,12 +23,12 @@ class Attention:
     """Whether queries and keys are rotated (positional temporaries exist)."""
     cached_heads: int | None = None
     """Heads that transformers caches where not ``kv_heads``: all of them in Falcon's new decoder, which caches expanded
-    keys; 0 where an earlier layer's cache is read (Gemma 4)."""
+    keys; 0 where an earlier layer's cache is read (Gemma 3n, Gemma 4)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek V2/V3, Kimi K2)."""
+    """Multi-head latent attention (DeepSeek V2/V3, Kimi K2), sparse with an indexer (DeepSeek V3.2, GLM 5)."""
 
     heads: int
     q_lora_rank: int | None
@@ -36,6 +36,8 @@ class LatentAttention:
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
+    index_head_dim: int | None = None
+    """Size of the one key a token that a sparse attention's indexer caches; None in layers without an indexer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class Recurrent:
     """A mixer whose state does not grow with the context (Mamba, Mamba 2, gated delta net)."""
 
     kind: str
-    """``mamba``, ``mamba2``, ``gated_delta_net``, ``lightning`` or ``short_conv``."""
+    """``mamba``, ``mamba2``, ``gated_delta_net``, ``kimi_delta``, ``lightning`` or ``short_conv``."""
     conv_channels: int
     """Channels of the causal convolution; 0 without one."""
     conv_kernel: int
@@ -91,11 +93,13 @@ class Layer:
     """Attention and feed-forward read the same input (Falcon, Phi)."""
     recurrent: Recurrent | None = None
     """A recurrent mixer beside the attention of the same layer (Falcon H1)."""
+    cross: Attention | None = None
+    """Attention to what the encoder made of its input (T5, BART, Whisper)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """What the caches and the activations of a decoder-only model follow from."""
+    """What the caches and the activations of a decoder follow from."""
 
     model_type: str
     """The text model's ``model_type`` as in config.json."""
@@ -105,7 +109,9 @@ class Geometry:
     """The advertised maximum context; never assumed as the workload."""
     layers: tuple[Layer, ...]
     per_layer_input_size: int = 0
-    """Elements a token of the embeddings that all layers read beside the stream (Gemma 4's small models)."""
+    """Elements a token of the embeddings that all layers read beside the stream (Gemma 3n, Gemma 4's small models)."""
+    encoder_tokens: int | None = None
+    """Tokens that the encoder always hands on (Whisper: 1,500); None where they are those of its input, or none."""
     groups: tuple[tuple[Layer, int], ...] = field(init=False, repr=False, compare=False)
     """Each distinct layer with its count, in order of first appearance."""
 

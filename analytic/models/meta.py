@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from analytic.errors import UllageError
+from analytic.formats.registry import find_method
 from analytic.models.catalog import group_from_row, published_dtype, row_from_group
 from analytic.models.inventory import ROLES, TensorGroup
 from analytic.models.model import Model, Source
 from analytic.models.packed import quantization_of
+from analytic.models.packing import pack_by_rules
 
 
 class NoTorchError(UllageError):
@@ -26,9 +28,13 @@ def from_config(config: Mapping[str, Any], *, id: str, source: Source = "meta", 
     Raises:
         UllageError: torch or transformers is missing, or cannot build it.
     """
-    if native := quantization_of(config):
-        config = {**config, "quantization_config": native}
-    architecture, tensors = _cached(config)
+    native = quantization_of(config)
+    if native is None or _is_marked_by_class(native):
+        architecture, tensors = _cached(config if native is None else {**config, "quantization_config": native})
+    else:
+        rules = find_method(str(native["quant_method"])).read(native)
+        architecture, plain = _cached(_without_quantization(config))
+        tensors, config = tuple(pack_by_rules(plain, rules)), {**config, "quantization_config": native}
     return Model(
         id=id,
         source=source,
@@ -38,6 +44,21 @@ def from_config(config: Mapping[str, Any], *, id: str, source: Source = "meta", 
         config=config,
         tensors=tensors,
     )
+
+
+def _is_marked_by_class(native: Mapping[str, Any]) -> bool:
+    """Whether transformers' own quantiser tells on the meta device which tensors it packs."""
+    plain_fp8 = native.get("weight_block_size") == [128, 128] and native.get("scale_fmt") in (None, "float")
+    return native["quant_method"] == "mxfp4" or (native["quant_method"] == "fp8" and plain_fp8)
+
+
+def _without_quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    keys = ("quantization_config", "quantization")
+    nested = config.get("text_config")
+    plain = {key: value for key, value in config.items() if key not in keys}
+    if isinstance(nested, Mapping):
+        plain["text_config"] = {key: value for key, value in nested.items() if key not in keys}
+    return plain
 
 
 _Described = tuple[str, tuple[TensorGroup, ...]]

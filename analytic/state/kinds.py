@@ -107,6 +107,54 @@ class LatentCache(CacheKind):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IndexedCache(LatentCache):
+    """A latent cache beside the keys of a sparse attention's indexer, one head (``DynamicIndexedLayer``)."""
+
+    index_head_dim: int
+
+    def prefill_storages(self, *, prompt_tokens: int, sequences: int, itemsize: int) -> tuple[int, ...]:
+        """Latents, rotated keys and the indexer's keys of the prompt."""
+        latents = self._pair.prefill_storages(prompt_tokens=prompt_tokens, sequences=sequences, itemsize=itemsize)
+        return *latents, sequences * prompt_tokens * self.index_head_dim * itemsize
+
+    def decode_storages(self, *, total_tokens: int, sequences: int, itemsize: int) -> tuple[int, ...]:
+        """The same of every token."""
+        return self.prefill_storages(prompt_tokens=total_tokens, sequences=sequences, itemsize=itemsize)
+
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
+        """One latent, one rotated key, one key of the indexer."""
+        return (self.kv_lora_rank + self.qk_rope_head_dim + self.index_head_dim) * itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossCache(CacheKind):
+    """Keys and values of what an encoder handed on (``EncoderDecoderCache``): made at the first step, then read."""
+
+    heads: int
+    head_dim: int
+    v_head_dim: int
+    encoder_tokens: int
+    """Tokens that the encoder handed on, padding included; not those of the decoder."""
+
+    def prefill_storages(self, *, prompt_tokens: int, sequences: int, itemsize: int) -> tuple[int, ...]:
+        """Keys and values of the encoder's tokens, whatever the decoder's."""
+        per_element = sequences * self.heads * self.encoder_tokens * itemsize
+        return per_element * self.head_dim, per_element * self.v_head_dim
+
+    def decode_storages(self, *, total_tokens: int, sequences: int, itemsize: int) -> tuple[int, ...]:
+        """The same."""
+        return self.prefill_storages(prompt_tokens=total_tokens, sequences=sequences, itemsize=itemsize)
+
+    def growth_transient_bytes(self, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int) -> int:
+        """Nothing grows."""
+        return 0
+
+    def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
+        """Nothing: one more token of the decoder adds none here."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SlidingCache(CacheKind):
     """The last tokens of a window, or of a chunk (``DynamicSlidingWindowLayer`` serves both).
 

@@ -3,9 +3,19 @@
 from collections.abc import Iterator
 from functools import lru_cache
 
+from analytic.errors import UllageError
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
 from analytic.quantity import round_up
-from analytic.state.kinds import CacheKind, FullCache, LatentCache, RecurrentState, SlidingCache
+from analytic.state.kinds import (
+    CacheKind,
+    CrossCache,
+    FullCache,
+    IndexedCache,
+    LatentCache,
+    RecurrentState,
+    SlidingCache,
+)
+from analytic.state.static import static
 
 
 def cached_tokens(*, prompt_tokens: int, output_tokens: int) -> int:
@@ -23,7 +33,14 @@ def for_layer(mixer: Attention | LatentAttention | Recurrent) -> CacheKind:
             state_itemsize=mixer.state_itemsize,
         )
     if isinstance(mixer, LatentAttention):
-        return LatentCache(kv_lora_rank=mixer.kv_lora_rank, qk_rope_head_dim=mixer.qk_rope_head_dim)
+        latent = LatentCache(kv_lora_rank=mixer.kv_lora_rank, qk_rope_head_dim=mixer.qk_rope_head_dim)
+        if mixer.index_head_dim is None:
+            return latent
+        return IndexedCache(
+            kv_lora_rank=latent.kv_lora_rank,
+            qk_rope_head_dim=latent.qk_rope_head_dim,
+            index_head_dim=mixer.index_head_dim,
+        )
     heads = mixer.kv_heads if mixer.cached_heads is None else mixer.cached_heads
     if mixer.window_tokens is None:
         return FullCache(heads=heads, head_dim=mixer.head_dim, v_head_dim=mixer.v_head_dim)
@@ -39,22 +56,62 @@ def caches(layer: Layer) -> tuple[CacheKind, ...]:
     return tuple(for_layer(mixer) for mixer in own if not (isinstance(mixer, Attention) and mixer.cached_heads == 0))
 
 
-def _grouped(geometry: Geometry) -> Iterator[tuple[CacheKind, int]]:
+def cross_cache(layer: Layer, encoder_tokens: int) -> CrossCache | None:
+    """What a layer keeps of the encoder's tokens; None where it attends to none."""
+    if (cross := layer.cross) is None:
+        return None
+    return CrossCache(
+        heads=cross.kv_heads, head_dim=cross.head_dim, v_head_dim=cross.v_head_dim, encoder_tokens=encoder_tokens
+    )
+
+
+def _own(geometry: Geometry, room_tokens: int | None) -> Iterator[tuple[CacheKind, int]]:
+    """Every cache kind of the model's own tokens, and its layers."""
     for layer, count in geometry.groups:
         for cache in caches(layer):
-            yield cache, count
+            yield cache if room_tokens is None else static(cache, room_tokens), count
+
+
+def _all(geometry: Geometry, room_tokens: int | None, encoder_tokens: int | None) -> Iterator[tuple[CacheKind, int]]:
+    """The same, and what is kept of the encoder's tokens, for which a static cache has just the room."""
+    yield from _own(geometry, room_tokens)
+    for layer, count in geometry.groups:
+        if layer.cross is not None and (cross := cross_cache(layer, _encoder_tokens(geometry, encoder_tokens))):
+            yield cross if room_tokens is None else static(cross, room_tokens), count
+
+
+def _encoder_tokens(geometry: Geometry, given: int | None) -> int:
+    tokens = geometry.encoder_tokens if given is None else given
+    if tokens is None:
+        raise UllageError(
+            f"a {geometry.model_type!r} decoder keeps keys and values of its encoder's tokens: how many is not given",
+            hint="give encoder_tokens: those of the padded input",
+        )
+    return tokens
 
 
 def sequence_state_bytes(
-    geometry: Geometry, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int, rounded: bool = False
+    geometry: Geometry,
+    *,
+    prompt_tokens: int,
+    total_tokens: int,
+    sequences: int,
+    itemsize: int,
+    room_tokens: int | None = None,
+    encoder_tokens: int | None = None,
+    rounded: bool = False,
 ) -> int:
     """Bytes of the state of ``sequences`` sequences that hold ``total_tokens`` tokens each.
 
     With no token beyond the prompt it is the state as a prefill leaves it. ``rounded`` counts each storage as the CUDA
-    allocator does. ``itemsize`` is that of the cached dtype.
+    allocator does. ``itemsize`` is that of the cached dtype. With ``room_tokens`` the cache is a static one that has
+    room for so many. ``encoder_tokens`` are those that an encoder-decoder model's encoder hands on.
+
+    Raises:
+        UllageError: an encoder-decoder model without its encoder's tokens.
     """
     total_bytes = 0
-    for cache, count in _grouped(geometry):
+    for cache, count in _all(geometry, room_tokens, encoder_tokens):
         if total_tokens > prompt_tokens:
             storages = cache.decode_storages(total_tokens=total_tokens, sequences=sequences, itemsize=itemsize)
         else:
@@ -64,10 +121,17 @@ def sequence_state_bytes(
 
 
 def storage_growth(
-    geometry: Geometry, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int
+    geometry: Geometry,
+    *,
+    prompt_tokens: int,
+    total_tokens: int,
+    sequences: int,
+    itemsize: int,
+    room_tokens: int | None = None,
+    encoder_tokens: int | None = None,
 ) -> Iterator[tuple[int, int, int]]:
     """Every kind of storage: how many there are, their bytes after the prompt, and their bytes at the end."""
-    for cache, count in _grouped(geometry):
+    for cache, count in _all(geometry, room_tokens, encoder_tokens):
         first = cache.prefill_storages(prompt_tokens=prompt_tokens, sequences=sequences, itemsize=itemsize)
         last = cache.decode_storages(total_tokens=total_tokens, sequences=sequences, itemsize=itemsize)
         for before, after in zip(first, last, strict=True):
@@ -76,11 +140,17 @@ def storage_growth(
 
 def sequence_state_bytes_per_token(geometry: Geometry, *, tokens: int, itemsize: int) -> int:
     """Bytes that one more token adds to a sequence of ``tokens``, in the layers that still grow."""
-    return sum(count * cache.bytes_per_token(tokens=tokens, itemsize=itemsize) for cache, count in _grouped(geometry))
+    return sum(count * cache.bytes_per_token(tokens=tokens, itemsize=itemsize) for cache, count in _own(geometry, None))
 
 
 def growth_transient_bytes(
-    geometry: Geometry, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int
+    geometry: Geometry,
+    *,
+    prompt_tokens: int,
+    total_tokens: int,
+    sequences: int,
+    itemsize: int,
+    room_tokens: int | None = None,
 ) -> int:
     """Most bytes alive beyond a layer's own state while one layer takes its last token; layers do so in turn."""
     return max(
@@ -88,7 +158,7 @@ def growth_transient_bytes(
             cache.growth_transient_bytes(
                 prompt_tokens=prompt_tokens, total_tokens=total_tokens, sequences=sequences, itemsize=itemsize
             )
-            for cache, _ in _grouped(geometry)
+            for cache, _ in _own(geometry, room_tokens)
         ),
         default=0,
     )

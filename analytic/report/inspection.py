@@ -1,0 +1,165 @@
+"""A look into a model, as text and as JSON."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analytic.inspection import Inspection, is_packed
+from analytic.models.inventory import TensorGroup
+from analytic.quantity import GiB
+from analytic.report.document import SCHEMA_VERSION
+from analytic.weights import ServedGroup
+
+
+def inspection_document(found: Inspection) -> dict[str, Any]:
+    """``ullage inspect --json``."""
+    model = found.model
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "id": model.id,
+            "source": model.source,
+            "revision": model.revision,
+            "architecture": model.architecture,
+            "parameters": model.parameters,
+            "active_parameters": model.active_parameters,
+            "stored_bytes": model.stored_bytes,
+            "quantization": model.native_format,
+        },
+        "request": {
+            "dtype": found.dtype,
+            "quantization": found.quantization,
+            "tokens": found.tokens,
+            "sequences": found.sequences,
+        },
+        "weights_bytes": found.weights.bytes,
+        "by_role": found.weights.by_role,
+        "by_format": found.weights.by_format,
+        "by_layer": dict(found.by_layer),
+        "tensors": [_tensor(served) for served in found.tensors],
+        "unquantized": [asdict(row) for row in found.left],
+        "sequence_state": {
+            "bytes_per_token": sum(row.bytes_per_token for row in found.cache),
+            "kinds": [asdict(row) for row in found.cache],
+            "holders": [asdict(holding) | {"bytes": holding.bytes} for holding in found.holders],
+        },
+        "notes": list(model.notes),
+    }
+
+
+def _tensor(served: ServedGroup) -> dict[str, Any]:
+    group = served.group
+    return {
+        "name": group.name,
+        "role": group.role,
+        "format": served.format,
+        "shape": list(group.shape),
+        "layers": None if group.layers is None else list(group.layers),
+        "count": group.count,
+        "parameters": group.elements * group.count,
+        "bytes": served.bytes,
+        "quantized": is_packed(served),
+        "parts": [asdict(piece) for piece in group.pieces],
+    }
+
+
+def print_inspection(found: Inspection, console: Console, *, tensors: bool = False, layers: bool = False) -> None:
+    """The inventory by role and format, what is not packed, and what a token of context costs."""
+    model = found.model
+    active = "" if model.active_parameters == model.parameters else f" ({model.active_parameters / 1e9:,.2f} B active)"
+    packed = f", published in {model.native_format}" if model.native_format else ""
+    console.print(
+        f"[bold]{model.id}[/]: {model.architecture}, {model.parameters / 1e9:,.2f} B parameters{active}, "
+        f"{len(model.geometry.layers)} layers{packed}; weights as served by transformers in "
+        f"{found.quantization or found.dtype}: [bold]{found.weights.bytes / GiB:,.2f} GiB[/]."
+    )
+    if model.stored_bytes not in (None, found.weights.bytes):
+        console.print(f"The checkpoint's files hold {(model.stored_bytes or 0) / GiB:,.2f} GiB of tensors.")
+    console.print()
+    console.print(_roles(found))
+    if tensors:
+        console.print(_tensors(found.tensors))
+    if layers:
+        console.print(_rows("layer", found.by_layer))
+    if found.left:
+        console.print(_left(found))
+    _print_cache(found, console)
+    for note in model.notes:
+        console.print(f"note: {note}", style="dim")
+
+
+def _grid(*columns: tuple[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name, justify in columns:
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _roles(found: Inspection) -> Table:
+    table = _grid(("role", "left"), ("format", "left"), ("tensors", "right"), ("parameters", "right"), ("GiB", "right"))
+    sums: dict[tuple[str, str], list[int]] = {}
+    for served in found.tensors:
+        row = sums.setdefault((served.group.role, served.format), [0, 0, 0])
+        for index, value in enumerate(_figures(served)):
+            row[index] += value
+    for (role, name), (count, parameters, size) in sorted(sums.items(), key=lambda item: -item[1][2]):
+        table.add_row(role, name, f"{count:,}", f"{parameters:,}", f"{size / GiB:,.3f}")
+    return table
+
+
+def _figures(served: ServedGroup) -> tuple[int, int, int]:
+    return served.group.count, served.group.elements * served.group.count, served.bytes
+
+
+def _tensors(tensors: Iterable[ServedGroup]) -> Table:
+    table = _grid(("tensor", "left"), ("shape", "left"), ("format", "left"), ("layers", "left"), ("GiB", "right"))
+    for served in tensors:
+        shape = " x ".join(map(str, served.group.shape)) or "scalar"
+        table.add_row(served.group.name, shape, served.format, _span(served.group), f"{served.bytes / GiB:,.3f}")
+    return table
+
+
+def _span(group: TensorGroup) -> str:
+    """Layer indices in words: ``0-31``, or how many."""
+    if group.layers is None:
+        return ""
+    first, last = group.layers[0], group.layers[-1]
+    span = f"{first}-{last}" if len(group.layers) == last - first + 1 else f"{len(group.layers)} of {first}-{last}"
+    return span if group.copies == 1 else f"{span}, {group.copies} each"
+
+
+def _rows(name: str, rows: Iterable[tuple[str, int]]) -> Table:
+    table = _grid((name, "left"), ("GiB", "right"))
+    for label, size in rows:
+        table.add_row(label, f"{size / GiB:,.3f}")
+    return table
+
+
+def _left(found: Inspection) -> Table:
+    table = _grid(("not quantised", "left"), ("GiB", "right"), ("why", "left"))
+    for row in found.left:
+        table.add_row(row.name.removesuffix(".weight"), f"{row.bytes / GiB:,.3f}", row.why)
+    return table
+
+
+def _print_cache(found: Inspection, console: Console) -> None:
+    per_token = sum(row.bytes_per_token for row in found.cache)
+    sequences = f"{found.sequences:,} sequence{'s' * (found.sequences > 1)}"
+    console.print()
+    said = f"One more token of a sequence of {found.tokens:,} takes {per_token:,} bytes ({found.dtype})."
+    console.print(Text(said, style="bold"))
+    table = _grid(("layers", "right"), ("kind", "left"), ("keeps", "left"), ("bytes a token", "right"))
+    for row in found.cache:
+        table.add_row(str(row.layers), row.kind, row.heads, f"{row.bytes_per_token:,}")
+    console.print(table)
+    console.print()
+    held = _grid((f"{sequences} of {found.tokens:,} tokens in", "left"), ("MiB", "right"), ("", "left"))
+    for holding in found.holders:
+        size = "" if holding.bytes is None else f"{holding.bytes / 2**20:,.2f}"
+        notes = holding.refused or "; ".join(dict.fromkeys(row.note for row in holding.rows if row.note))
+        held.add_row(holding.holder, size, Text(notes, style="dim"))
+    console.print(held)
