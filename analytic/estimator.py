@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,8 @@ def run(
     """
     if request.kv_cache_dtype not in ("auto", dtype := serving_dtype(model, request)):
         raise UllageError(
-            f"transformers' cache keeps the model's dtype ({dtype}), not {request.kv_cache_dtype}",
+            f"transformers' {request.cache_implementation} cache keeps the model's dtype ({dtype}),"
+            f" not {request.kv_cache_dtype}",
             hint="leave --kv-cache-dtype at auto",
         )
     require_served(model.geometry, request)
@@ -288,7 +290,8 @@ def _bits(model: Model, request: Request, dtype: str) -> int:
     if is_packing(request.quantization):
         return find_preset(str(request.quantization))[0].scheme.weight_bits
     if request.quantization is None and (native := quantization_of(model.config)):
-        return weight_bits(native)
+        weights = weigh(model, dtype=dtype, quantization=None).bytes
+        return weight_bits(native) or ceil(8 * weights / model.parameters)
     return 8 * itemsize(dtype)
 
 

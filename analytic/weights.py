@@ -8,7 +8,7 @@ from analytic.errors import UllageError
 from analytic.formats.dtypes import DTYPE_BITS
 from analytic.formats.registry import find_method, find_preset
 from analytic.formats.scheme import Serving
-from analytic.formats.table import NATIVE_FORMATS, find_format, itemsize
+from analytic.formats.table import FORMATS, find_format, itemsize
 from analytic.models.inventory import Piece, TensorGroup
 from analytic.models.model import Model
 from analytic.models.packing import pack
@@ -126,7 +126,7 @@ def served_format(group: TensorGroup, *, dtype: str, quantization: str | None) -
         return str(quantization)
     if group.stored in _KEPT_IN_FLOAT32:
         return "float32" if dtype in _KEPT_IN_FLOAT32[group.stored] else dtype
-    is_packed = bool(group.pieces) or group.stored in NATIVE_FORMATS
+    is_packed = bool(group.pieces) or (group.stored in FORMATS and FORMATS[group.stored].is_packed)
     if group.stored == "model" or (quantization == "none" and is_packed):
         return dtype
     return group.stored

@@ -17,7 +17,9 @@ PATH = Path(analytic.models.__file__).parent / "config_defaults.json"
 
 def fresh_defaults() -> dict[str, dict[str, Any]]:
     """A row a supported model type, from the installed classes."""
-    return {model_type: _row(model_type) for model_type in sorted({*FAMILIES, *ENCODER_DECODERS, *WRAPPERS} - set(ALIASES))}
+    return {
+        model_type: _row(model_type) for model_type in sorted({*FAMILIES, *ENCODER_DECODERS, *WRAPPERS} - set(ALIASES))
+    }
 
 
 def rendered(rows: dict[str, dict[str, Any]]) -> str:

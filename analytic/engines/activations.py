@@ -3,8 +3,8 @@
 Every form is a *moment*: what is live together at one line of the modelling code, as multiples of a layer's sizes
 (:class:`Need`). A family's row says how its code differs from Llama's; the peak is the largest moment. The scope is
 ``generate()`` of one batch on one GPU under ``no_grad``, with a dynamic cache (or a static one, all of whose room is
-read), ``logits_to_keep=1`` and greedy tokens: all live tensor storages, without the weights and without the cache: in prefill
-the one that it leaves behind, in decode the one of that moment.
+read), ``logits_to_keep=1`` and greedy tokens: all live tensor storages, without the weights and without the cache: in
+prefill the one that it leaves behind, in decode the one of that moment.
 
 Derived from transformers 5.23 (``models/*/modeling_*.py``, ``integrations/{sdpa_attention,moe}.py``,
 ``masking_utils.py``, ``cache_utils.py``, ``generation/utils.py``) and held to real runs by

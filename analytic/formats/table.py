@@ -9,6 +9,7 @@ from math import prod
 from typing import Literal
 
 from analytic.errors import UllageError
+from analytic.formats.ggml import TYPES, row_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,11 @@ class Format:
     sides: tuple[Side, ...] = ()
     source: str
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether several elements share bytes, or scales."""
+        return self.block_elements > 1 or bool(self.sides)
+
     def allocations(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes of each tensor that holds one weight of ``shape``: the packed data, then the sides."""
         data = _ceil(prod(shape), self.block_elements) * self.block_bytes
@@ -71,9 +77,21 @@ _BNB_SOURCE = "bitsandbytes 0.50 functional.py, quantize_4bit"
 _TORCH = "torch.dtype.itemsize"
 _DTYPE = "safetensors/src/tensor.rs, enum Dtype, 0.8"
 
+_GGML = tuple(
+    Format(
+        name=row_of(kind),
+        block_elements=kind.block_elements,
+        block_bytes=kind.block_bytes,
+        source="ggml/src/ggml-common.h",
+    )
+    for kind in TYPES.values()
+    if kind.block_elements > 1
+)
+
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
+        *_GGML,
         Format(name="float64", block_elements=1, block_bytes=8, source=_TORCH),
         Format(name="float32", block_elements=1, block_bytes=4, source=_TORCH),
         Format(name="float16", block_elements=1, block_bytes=2, source=_TORCH),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from analytic.models import config_feed_forwards as mlp
 from analytic.models import config_kinds as kinds
 from analytic.models import config_mixers as mixers
+from analytic.models import config_recurrent as recurrent
 from analytic.models.config_feed_forwards import FeedForwardKind
 from analytic.models.config_keys import Config
 from analytic.models.config_kinds import LINEAR
@@ -116,9 +117,9 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family(kinds=_QWEN_WINDOW),
     "qwen3_moe": Family(kinds=kinds.uniform_if_used, feed_forward=_QWEN_EXPERTS),
     "qwen3_vl_text": _LLAMA,
-    "qwen3_next": Family(kinds=_NEXT_KINDS, recurrent=mixers.gated_delta_net, feed_forward=_QWEN_SHARED),
-    "qwen3_5_text": Family(kinds=_NEXT_KINDS, recurrent=mixers.gated_delta_net),
-    "qwen3_5_moe_text": Family(kinds=_NEXT_KINDS, recurrent=mixers.gated_delta_net, feed_forward=_QWEN35_EXPERTS),
+    "qwen3_next": Family(kinds=_NEXT_KINDS, recurrent=recurrent.gated_delta_net, feed_forward=_QWEN_SHARED),
+    "qwen3_5_text": Family(kinds=_NEXT_KINDS, recurrent=recurrent.gated_delta_net),
+    "qwen3_5_moe_text": Family(kinds=_NEXT_KINDS, recurrent=recurrent.gated_delta_net, feed_forward=_QWEN35_EXPERTS),
     "gemma": _LLAMA,
     "gemma2": Family(kinds=kinds.every(2)),
     "gemma3_text": Family(kinds=kinds.every("sliding_window_pattern", default=6)),
@@ -153,14 +154,14 @@ FAMILIES: Mapping[str, Family] = {
     "granitemoehybrid": Family(
         kinds=kinds.all_linear,
         attention=_granite_attention,
-        recurrent=mixers.mamba2_hybrid,
+        recurrent=recurrent.mamba2_hybrid,
         feed_forward=_GRANITE_SHARED,
     ),
     "nemotron": _UNGATED,
     "nemotron_h": Family(
         kinds=kinds.nemotron,
         attention=mixers.unrotated,
-        recurrent=mixers.mamba2_nemotron,
+        recurrent=recurrent.mamba2_nemotron,
         feed_forward=mlp.nemotron_mlp,
     ),
     "arcee": _UNGATED,
@@ -184,31 +185,31 @@ FAMILIES: Mapping[str, Family] = {
     "jamba": Family(
         kinds=kinds.jamba,
         attention=mixers.unrotated,
-        recurrent=mixers.mamba(expand="mamba_expand", state="mamba_d_state", kernel="mamba_d_conv"),
+        recurrent=recurrent.mamba(expand="mamba_expand", state="mamba_d_state", kernel="mamba_d_conv"),
         feed_forward=mlp.experts("num_experts", sparse=mlp.jamba_sparse),
         listed=False,
     ),
     "mamba": Family(
         kinds=kinds.all_linear,
-        recurrent=mixers.mamba(expand="expand", state="state_size", kernel="conv_kernel"),
+        recurrent=recurrent.mamba(expand="expand", state="state_size", kernel="conv_kernel"),
         feed_forward=mlp.no_mlp,
         listed=False,
     ),
     "falcon_mamba": Family(
         kinds=kinds.all_linear,
-        recurrent=mixers.mamba(expand="expand", state="state_size", kernel="conv_kernel"),
+        recurrent=recurrent.mamba(expand="expand", state="state_size", kernel="conv_kernel"),
         feed_forward=mlp.no_mlp,
         listed=False,
     ),
-    "mamba2": Family(kinds=kinds.all_linear, recurrent=mixers.mamba2_plain, feed_forward=mlp.no_mlp, listed=False),
-    "bamba": Family(kinds=kinds.bamba, recurrent=mixers.mamba2_hybrid, listed=False),
-    "falcon_h1": Family(kinds=kinds.all_hybrid, recurrent=mixers.mamba2_hybrid, listed=False),
+    "mamba2": Family(kinds=kinds.all_linear, recurrent=recurrent.mamba2_plain, feed_forward=mlp.no_mlp, listed=False),
+    "bamba": Family(kinds=kinds.bamba, recurrent=recurrent.mamba2_hybrid, listed=False),
+    "falcon_h1": Family(kinds=kinds.all_hybrid, recurrent=recurrent.mamba2_hybrid, listed=False),
     "seed_oss": _LLAMA,
     "internlm3": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "ernie4_5": _LLAMA,
     "ernie4_5_moe": Family(feed_forward=_ERNIE_EXPERTS),
-    "minimax": Family(kinds=kinds.lightning, recurrent=mixers.lightning_attention, feed_forward=mlp.experts()),
+    "minimax": Family(kinds=kinds.lightning, recurrent=recurrent.lightning_attention, feed_forward=mlp.experts()),
     "minimax_m2": Family(feed_forward=mlp.experts()),
     "exaone4": Family(kinds=kinds.exaone, attention=mixers.rotated_if_sliding),
     "exaone_moe": Family(
@@ -227,7 +228,7 @@ FAMILIES: Mapping[str, Family] = {
     "bailing_hybrid": Family(
         kinds=kinds.every("layer_group_size", LINEAR),
         attention=mixers.latent,
-        recurrent=mixers.bailing_delta,
+        recurrent=recurrent.bailing_delta,
         feed_forward=_sparse_after("num_local_experts", shared="n_shared_experts"),
     ),
     "biogpt": Family(attention=mixers.unrotated, feed_forward=mlp.dense(gated=False)),
@@ -255,7 +256,7 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_linear": Family(
         kinds=kinds.kimi,
         attention=mixers.latent,
-        recurrent=mixers.kimi_delta,
+        recurrent=recurrent.kimi_delta,
         feed_forward=_sparse_after("num_local_experts", shared="n_shared_experts", dense_layers=1),
     ),
     "mellum": Family(feed_forward=_sparse_after()),
@@ -265,7 +266,7 @@ FAMILIES: Mapping[str, Family] = {
     "minicpm3": Family(attention=mixers.latent_dense),
     "mistral4": Family(attention=mixers.latent, feed_forward=_DEEPSEEK_EXPERTS),
     "nanochat": _UNGATED,
-    "olmo_hybrid": Family(kinds=kinds.every(4, LINEAR), recurrent=mixers.gated_delta_net_from_heads),
+    "olmo_hybrid": Family(kinds=kinds.every(4, LINEAR), recurrent=recurrent.gated_delta_net_from_heads),
     "persimmon": _UNGATED,
     "qwen3_vl_moe_text": Family(kinds=kinds.all_full, feed_forward=_QWEN_EXPERTS),
     "solar_open": Family(
@@ -276,10 +277,10 @@ FAMILIES: Mapping[str, Family] = {
     "vaultgemma": Family(kinds=kinds.every(2)),
     "xglm": Family(attention=mixers.unrotated, feed_forward=mlp.dense("ffn_dim", gated=False)),
     "youtu": Family(attention=mixers.latent),
-    "lfm2": Family(kinds=kinds.conv_between, recurrent=mixers.short_convolution, feed_forward=mlp.lfm_mlp),
+    "lfm2": Family(kinds=kinds.conv_between, recurrent=recurrent.short_convolution, feed_forward=mlp.lfm_mlp),
     "lfm2_moe": Family(
         kinds=kinds.all_full,
-        recurrent=mixers.short_convolution,
+        recurrent=recurrent.short_convolution,
         feed_forward=mlp.experts(
             "num_experts", width="moe_intermediate_size", sparse=mlp.after_first("num_dense_layers")
         ),

@@ -11,7 +11,7 @@ from analytic.models.geometry import Geometry, MixtureOfExperts
 from analytic.models.inventory import TensorGroup
 from analytic.models.packed import quantization_of
 
-Source = Literal["catalog", "local", "hub", "meta"]
+Source = Literal["catalog", "local", "hub", "gguf", "meta"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -64,13 +64,13 @@ def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def weight_bits(native: Mapping[str, Any]) -> int:
-    """Bits of one weight under most rules of a published ``quantization_config``.
+    """Bits of one weight under most rules of a published ``quantization_config``; 0 where it does not say (GGUF).
 
     Raises:
         UllageError: a method or a width that is not known.
     """
     schemes = find_method(str(native["quant_method"])).read(native).schemes
-    return schemes[0].weight_bits if schemes else 16
+    return schemes[0].weight_bits if schemes else 0
 
 
 def unpack(stored: Iterable[StoredTensor], native: Mapping[str, Any] | None) -> Iterator[Unpacked]:

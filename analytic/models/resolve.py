@@ -97,15 +97,21 @@ def _read_other(path: Path) -> Model:
     if not path.exists():
         raise UllageError(f"{path}: no such file or directory", hint="check the path")
     hint = "name the model's directory, its config.json or a .safetensors file"
-    if path.suffix == ".gguf":
-        raise UllageError(f"{path}: GGUF files are not read yet", hint="give the model that it was made from")
     if path.suffix in _SUFFIXES:
         raise UllageError(f"{path}: a pickle, which ullage never opens: unpickling can run code", hint=hint)
     raise UllageError(f"{path}: not a file that describes a model", hint=hint)
 
 
+def _read_gguf(path: Path) -> Model:
+    from analytic.models.gguf import read_gguf
+    from analytic.models.gguf_model import from_gguf
+
+    return from_gguf(read_gguf(path), id=str(path))
+
+
 _READERS: dict[str, Callable[[Path], Model]] = {
     "directory": _read_directory,
+    ".gguf": _read_gguf,
     ".safetensors": _read_weights,
     ".json": _read_config,
 }

@@ -70,15 +70,15 @@ def _tensor(served: ServedGroup) -> dict[str, Any]:
 def print_inspection(found: Inspection, console: Console, *, tensors: bool = False, layers: bool = False) -> None:
     """The inventory by role and format, what is not packed, and what a token of context costs."""
     model = found.model
-    active = "" if model.active_parameters == model.parameters else f" ({model.active_parameters / 1e9:,.2f} B active)"
+    active = "" if model.active_parameters == model.parameters else f" ({_many(model.active_parameters)} active)"
     packed = f", published in {model.native_format}" if model.native_format else ""
     console.print(
-        f"[bold]{model.id}[/]: {model.architecture}, {model.parameters / 1e9:,.2f} B parameters{active}, "
+        f"[bold]{model.id}[/]: {model.architecture}, {_many(model.parameters)} parameters{active}, "
         f"{len(model.geometry.layers)} layers{packed}; weights as served by transformers in "
-        f"{found.quantization or found.dtype}: [bold]{found.weights.bytes / GiB:,.2f} GiB[/]."
+        f"{found.quantization or found.dtype}: [bold]{_size(found.weights.bytes)}[/]."
     )
     if model.stored_bytes not in (None, found.weights.bytes):
-        console.print(f"The checkpoint's files hold {(model.stored_bytes or 0) / GiB:,.2f} GiB of tensors.")
+        console.print(f"The checkpoint's files hold {_size(model.stored_bytes or 0)} of tensors.")
     console.print()
     console.print(_roles(found))
     if tensors:
@@ -92,6 +92,14 @@ def print_inspection(found: Inspection, console: Console, *, tensors: bool = Fal
         console.print(f"note: {note}", style="dim")
 
 
+def _size(count: int) -> str:
+    return f"{count / GiB:,.3f} GiB" if count >= GiB // 20 else f"{count / 2**20:,.3f} MiB"
+
+
+def _many(count: int) -> str:
+    return f"{count / 1e9:,.2f} B" if count >= 10**8 else f"{count / 1e6:,.2f} M"
+
+
 def _grid(*columns: tuple[str, str]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name, justify in columns:
@@ -100,14 +108,16 @@ def _grid(*columns: tuple[str, str]) -> Table:
 
 
 def _roles(found: Inspection) -> Table:
-    table = _grid(("role", "left"), ("format", "left"), ("tensors", "right"), ("parameters", "right"), ("GiB", "right"))
+    table = _grid(
+        ("role", "left"), ("format", "left"), ("tensors", "right"), ("parameters", "right"), ("size", "right")
+    )
     sums: dict[tuple[str, str], list[int]] = {}
     for served in found.tensors:
         row = sums.setdefault((served.group.role, served.format), [0, 0, 0])
         for index, value in enumerate(_figures(served)):
             row[index] += value
     for (role, name), (count, parameters, size) in sorted(sums.items(), key=lambda item: -item[1][2]):
-        table.add_row(role, name, f"{count:,}", f"{parameters:,}", f"{size / GiB:,.3f}")
+        table.add_row(role, name, f"{count:,}", f"{parameters:,}", _size(size))
     return table
 
 
@@ -116,10 +126,10 @@ def _figures(served: ServedGroup) -> tuple[int, int, int]:
 
 
 def _tensors(tensors: Iterable[ServedGroup]) -> Table:
-    table = _grid(("tensor", "left"), ("shape", "left"), ("format", "left"), ("layers", "left"), ("GiB", "right"))
+    table = _grid(("tensor", "left"), ("shape", "left"), ("format", "left"), ("layers", "left"), ("size", "right"))
     for served in tensors:
         shape = " x ".join(map(str, served.group.shape)) or "scalar"
-        table.add_row(served.group.name, shape, served.format, _span(served.group), f"{served.bytes / GiB:,.3f}")
+        table.add_row(served.group.name, shape, served.format, _span(served.group), _size(served.bytes))
     return table
 
 
@@ -133,16 +143,16 @@ def _span(group: TensorGroup) -> str:
 
 
 def _rows(name: str, rows: Iterable[tuple[str, int]]) -> Table:
-    table = _grid((name, "left"), ("GiB", "right"))
+    table = _grid((name, "left"), ("size", "right"))
     for label, size in rows:
-        table.add_row(label, f"{size / GiB:,.3f}")
+        table.add_row(label, _size(size))
     return table
 
 
 def _left(found: Inspection) -> Table:
-    table = _grid(("not quantised", "left"), ("GiB", "right"), ("why", "left"))
+    table = _grid(("not quantised", "left"), ("size", "right"), ("why", "left"))
     for row in found.left:
-        table.add_row(row.name.removesuffix(".weight"), f"{row.bytes / GiB:,.3f}", row.why)
+        table.add_row(row.name.removesuffix(".weight"), _size(row.bytes), row.why)
     return table
 
 
