@@ -7,16 +7,16 @@ Run it by hand where vLLM is importable; no GPU, no weights, no compiled extensi
 Recorded with vLLM 0.33.0 (the .py files of its wheel on PYTHONPATH), torch 2.13.0 (CPU), transformers 5.23.0 and vLLM's
 pure Python dependencies. Unchanged vLLM code computes every figure: the specs (``Attention.get_kv_cache_spec`` and its
 siblings), the states' shapes (each model's ``get_mamba_state_shape_from_config``), the alignment of hybrids
-(``Platform.update_block_size_for_backend``), groups and blocks (``kv_cache_planning``), concurrency (``kv_cache_utils``)
-and the blocks that a request holds (``KVCacheManager``). What stands in: packages that are imported and never called,
-and the configuration object, which carries the keys that those functions read. Which layers slide, and by how much, is
-read from transformers' config classes by the rule of each vLLM model file, which is named beside the case.
+(``Platform.update_block_size_for_backend``), groups and blocks (``kv_cache_planning``), concurrency
+(``kv_cache_utils``) and the blocks that a request holds (``KVCacheManager``). What stands in: packages that are
+imported and never called, and the configuration object, which carries the keys that those functions read. Which layers
+slide, and by how much, is read from transformers' config classes by the rule of each vLLM model file, which is named
+beside the case.
 """
 
 import contextlib
 import importlib.abc
 import importlib.machinery
-import itertools
 import json
 import sys
 import types
@@ -31,10 +31,14 @@ import torch
 FOLDER = Path(__file__).parent / "data" / "vllm"
 
 NEVER_CALLED = frozenset(
-    "tvm_ffi flashinfer fastapi starlette uvicorn mistral_common cv2 mcp anthropic xgrammar outlines_core lark llguidance "
-    "lmformatenforcer partial_json_parser ijson tiktoken orjson numba prometheus_fastapi_instrumentator setproctitle "
-    "watchfiles opentelemetry tilelang quack cutlass humming".split()
+    (
+        *("tvm_ffi", "flashinfer", "fastapi", "starlette", "uvicorn", "mistral_common", "cv2", "mcp", "anthropic"),
+        *("xgrammar", "outlines_core", "lark", "llguidance", "lmformatenforcer", "partial_json_parser", "ijson"),
+        *("tiktoken", "orjson", "numba", "prometheus_fastapi_instrumentator", "setproctitle", "watchfiles"),
+        *("opentelemetry", "tilelang", "quack", "cutlass", "humming"),
+    )
 )
+"""Packages that vLLM imports and that nothing here calls."""
 
 
 class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -64,9 +68,19 @@ from vllm.model_executor.layers.attention.mla_attention import MLAAttention, MLA
 from vllm.model_executor.layers.mamba.abstract import MambaBase  # noqa: E402
 from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedDeltaNetAttention  # noqa: E402
 from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2  # noqa: E402
-from vllm.model_executor.models import ModelRegistry, falcon_h1, granitemoehybrid, jamba, lfm2, mamba, mamba2  # noqa: E402
+from vllm.model_executor.models import (  # noqa: E402  # noqa: E402
+    ModelRegistry,
+    falcon_h1,
+    granitemoehybrid,
+    jamba,
+    lfm2,
+    mamba,
+    mamba2,
+    nemotron_h,
+    qwen3_next,
+)
 from vllm.model_executor.models import config as model_configs  # noqa: E402
-from vllm.model_executor.models import nemotron_h, qwen3_next  # noqa: E402
+from vllm.model_executor.models.deepseek_v2 import DeepseekV32IndexerCache  # noqa: E402
 from vllm.platforms.interface import Platform  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE  # noqa: E402
@@ -74,11 +88,16 @@ from vllm.v1.attention.backend import AttentionType  # noqa: E402
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend  # noqa: E402
 from vllm.v1.attention.backends.flashinfer import FlashInferBackend  # noqa: E402
 from vllm.v1.attention.backends.mla.flashmla import FlashMLABackend  # noqa: E402
+from vllm.v1.attention.backends.mla.flashmla_sparse import FlashMLASparseBackend  # noqa: E402
+from vllm.v1.attention.backends.mla.indexer import DeepseekV32IndexerBackend  # noqa: E402
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend  # noqa: E402
-from vllm.v1.attention.backends.turboquant_attn import TurboQuantAttentionBackend  # noqa: E402
 from vllm.v1.core import kv_cache_planning as planning  # noqa: E402
 from vllm.v1.core.kv_cache_manager import KVCacheManager  # noqa: E402
-from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, resolve_kv_cache_block_sizes  # noqa: E402
+from vllm.v1.core.kv_cache_utils import (  # noqa: E402
+    generate_scheduler_kv_cache_config,
+    get_kv_cache_capacity,
+    resolve_kv_cache_block_sizes,
+)
 from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs, get_kv_cache_spec_kind  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.worker.utils import customize_attention_spec  # noqa: E402
@@ -92,9 +111,9 @@ BACKENDS = {
     "flash_attn": FlashAttentionBackend,
     "flashinfer": FlashInferBackend,
     "flashmla": FlashMLABackend,
+    "flashmla_sparse": FlashMLASparseBackend,
     "mla": MLACommonBackend,
     "triton": TritonAttentionBackend,
-    "turboquant": TurboQuantAttentionBackend,
 }
 MLACommonBackend.get_supported_kernel_block_sizes = staticmethod(lambda kv_cache_spec=None: [])
 
@@ -129,12 +148,11 @@ DEEPSEEK_V3 = {
     **{"num_key_value_heads": 128, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128},
     **{"qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 129280},
 }
+DEEPSEEK_V3_2 = {**DEEPSEEK_V3, "model_type": "deepseek_v32", "index_head_dim": 128, "index_n_heads": 64}
 MISTRAL_V01 = dense("mistral", layers=32, heads=32, kv_heads=8, head_dim=128, sliding_window=4096)
 GEMMA_2_9B = dense("gemma2", layers=42, heads=16, kv_heads=8, head_dim=256, sliding_window=4096)
 GEMMA_3_27B = dense("gemma3_text", layers=62, heads=32, kv_heads=16, head_dim=128, sliding_window=1024)
-GPT_OSS_20B = dense(
-    "gpt_oss", layers=24, heads=64, kv_heads=8, head_dim=64, sliding_window=128, num_local_experts=32
-)
+GPT_OSS_20B = dense("gpt_oss", layers=24, heads=64, kv_heads=8, head_dim=64, sliding_window=128, num_local_experts=32)
 COMMAND_R7B = dense("cohere2", layers=32, heads=32, kv_heads=8, head_dim=128, sliding_window=4096)
 LLAMA_4_SCOUT = dense("llama4_text", layers=48, heads=40, kv_heads=8, head_dim=128, attention_chunk_size=8192)
 QWEN3_NEXT = {
@@ -203,8 +221,6 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-3-8b-int8": case(LLAMA_3_8B, kv_cache_dtype="int8_per_token_head", backend="triton"),
     "llama-3-8b-int4": case(LLAMA_3_8B, kv_cache_dtype="int4_per_token_head", backend="triton"),
     "llama-3-8b-nvfp4": case(LLAMA_3_8B, kv_cache_dtype="nvfp4", backend="flashinfer"),
-    "llama-3-8b-turboquant-k8v4": case(LLAMA_3_8B, kv_cache_dtype="turboquant_k8v4", backend="turboquant"),
-    "llama-3-8b-turboquant-3bit": case(LLAMA_3_8B, kv_cache_dtype="turboquant_3bit_nc", backend="turboquant"),
     "llama-3-8b-blocks-of-64": case(LLAMA_3_8B, block_size=64),
     "llama-3-70b-tp4": case(LLAMA_3_70B, tensor_parallel_size=4),
     "llama-3-70b-tp16": case(LLAMA_3_70B, tensor_parallel_size=16),
@@ -213,8 +229,10 @@ CASES: dict[str, dict[str, Any]] = {
     "deepseek-v3": case(DEEPSEEK_V3, backend="flashmla", block_size=64),
     "deepseek-v3-tp8": case(DEEPSEEK_V3, backend="mla", tensor_parallel_size=8),
     "deepseek-v3-fp8": case(DEEPSEEK_V3, backend="flashmla", block_size=64, kv_cache_dtype="fp8"),
-    "deepseek-v3-fp8-ds-mla": case(DEEPSEEK_V3, backend="flashmla", block_size=64, kv_cache_dtype="fp8_ds_mla"),
-    "deepseek-v3-int8": case(DEEPSEEK_V3, backend="mla", kv_cache_dtype="int8_per_token_head"),
+    "deepseek-v3.2": case(DEEPSEEK_V3_2, backend="flashmla_sparse", block_size=64),
+    "deepseek-v3.2-fp8": case(
+        DEEPSEEK_V3_2, backend="flashmla_sparse", block_size=64, kv_cache_dtype="fp8_ds_mla", tensor_parallel_size=8
+    ),
     "mistral-7b-v0.1": case(MISTRAL_V01),
     "gemma-2-9b": case(GEMMA_2_9B),
     "gemma-3-27b": case(GEMMA_3_27B),
@@ -233,7 +251,7 @@ CASES: dict[str, dict[str, Any]] = {
     "jamba-mini": case(JAMBA_MINI),
     "granite-4-small": case(GRANITE_4_SMALL),
     "granite-4-small-tp2": case(GRANITE_4_SMALL, tensor_parallel_size=2),
-    "granite-4-small-bfloat16-state": case(GRANITE_4_SMALL, mamba_ssm_cache_dtype="float32"),
+    "granite-4-small-float32-state": case(GRANITE_4_SMALL, mamba_ssm_cache_dtype="float32"),
     "falcon-h1-7b": case(FALCON_H1_7B),
     "lfm2-1.2b": case(LFM2_1B),
     "mamba-2.8b": case(MAMBA_2B),
@@ -270,6 +288,7 @@ def kinds_of(hf: Any) -> list[str]:
     """Each layer's kind by the rule of its vLLM model file; ``both`` attends and has a state."""
     layers = range(hf.num_hidden_layers)
     rules: dict[str, Callable[[int], str]] = {
+        "deepseek_v32": lambda _: "full",
         "mamba": lambda _: "state",
         "mamba2": lambda _: "state",
         "falcon_h1": lambda _: "both",  # falcon_h1.py, FalconH1ParallelHybrid
@@ -294,8 +313,8 @@ def window_of(hf: Any) -> int:
 def heads_of(hf: Any, kind: str) -> tuple[int, int]:
     """Key heads of the whole model and their size."""
     if hf.model_type == "gemma4_text" and kind == "full":  # gemma4.py, Gemma4DecoderLayer
-        kv_heads = hf.num_global_key_value_heads if hf.attention_k_eq_v else hf.num_key_value_heads
-        return kv_heads, hf.global_head_dim
+        own = hf.per_layer_config[hf.layer_types.index("full_attention")]
+        return own.num_key_value_heads, own.head_dim
     if hf.model_type == "falcon":  # falcon.py, FalconAttention
         kv_heads = hf.num_kv_heads if hf.new_decoder_architecture else 1 if hf.multi_query else hf.num_attention_heads
         return kv_heads, hf.hidden_size // hf.num_attention_heads
@@ -308,9 +327,7 @@ def settings(hf: Any, request: dict[str, Any]) -> Namespace:
     dtype = STR_DTYPE_TO_TORCH_DTYPE[request.get("dtype", "bfloat16")]
     tensor_parallel = request.get("tensor_parallel_size", 1)
     batched = request.get("max_num_batched_tokens", 8192)
-    parallel = Namespace(
-        tensor_parallel_size=tensor_parallel, decode_context_parallel_size=1, pipeline_parallel_size=1
-    )
+    parallel = Namespace(tensor_parallel_size=tensor_parallel, decode_context_parallel_size=1, pipeline_parallel_size=1)
     mla = hasattr(hf, "kv_lora_rank")
     kv_heads, head_dim = (1, hf.kv_lora_rank + hf.qk_rope_head_dim) if mla else (0, 0)
     if not mla and hf.model_type not in ATTENTION_FREE:
@@ -358,20 +375,21 @@ def states_of(hf: Any, config: Namespace, request: dict[str, Any]) -> Any:
     """A layer that holds the model's state, with vLLM's own ``get_kv_cache_spec``."""
     model_class = MODEL_CLASSES[hf.model_type]
     base = MIXERS.get(hf.model_type, MambaBase)
-    alignment = 64 if request.get("gdn_prefill_backend", "flashinfer") == "flashinfer" else None
+    exports = (  # qwen_gdn_linear_attn.py, QwenGatedDeltaNetAttention.__init__
+        config.cache_config.mamba_cache_mode == "align"
+        and request.get("gdn_prefill_backend", "flashinfer") == "flashinfer"
+    )
     fields = {
         "__init__": lambda self: None,
         "get_state_shape": lambda self: model_class.get_mamba_state_shape_from_config(config),
         "get_state_dtype": lambda self: tuple(model_class.get_mamba_state_dtype_from_config(config)),
         "mamba_type": "state",
-        "_checkpoint_alignment": alignment if config.cache_config.mamba_cache_mode == "align" else None,
+        "_checkpoint_alignment": 64 if exports else None,
         "vllm_config": config,
-        "_exports_checkpoints": QwenGatedDeltaNetAttention.__dict__["_exports_checkpoints"].func,
+        "_exports_checkpoints": exports,
     }
     if base is not QwenGatedDeltaNetAttention:
         del fields["_checkpoint_alignment"], fields["_exports_checkpoints"]
-    else:
-        fields["_exports_checkpoints"] = fields["_checkpoint_alignment"] is not None
     made = type("State", (base,), fields)
     made.__abstractmethods__ = frozenset()
     return made()
@@ -385,6 +403,11 @@ def specs_of(hf: Any, config: Namespace, request: dict[str, Any]) -> Iterator[tu
             layer = attention_of(hf, config, "full" if kind == "both" else kind, backend)
             spec = type_of(hf, kind).get_kv_cache_spec(layer, config)
             yield f"layers.{index}.self_attn.attn", customize_attention_spec(backend, spec)
+        if hf.model_type == "deepseek_v32":  # deepseek_v2.py, Indexer: a scale of 4 bytes for every 128
+            size = hf.index_head_dim + hf.index_head_dim // 128 * 4
+            keys = Namespace(cache_config=config.cache_config, head_dim=size, dtype=torch.uint8)
+            spec = DeepseekV32IndexerCache.get_kv_cache_spec(keys, config)
+            yield f"layers.{index}.self_attn.indexer", customize_attention_spec(DeepseekV32IndexerBackend, spec)
         if kind in ("state", "both"):
             yield f"layers.{index}.mixer", states_of(hf, config, request).get_kv_cache_spec(config)
 
@@ -429,8 +452,8 @@ def align(hf: Any, config: Namespace, request: dict[str, Any]) -> None:
     config.cache_config.kv_cache_dtype_skip_layers = []
     resolved = (MODEL_CLASSES[hf.model_type], hf.model_type)
     with (
-        mock.patch.object(type(ModelRegistry), "resolve_model_cls", lambda *_, **__: resolved),
-        mock.patch.object(vllm.config.vllm, "set_current_vllm_config", lambda *_: contextlib.nullcontext()),
+        mock.patch.object(type(ModelRegistry), "resolve_model_cls", return_value=resolved),
+        mock.patch.object(vllm.config.vllm, "set_current_vllm_config", return_value=contextlib.nullcontext()),
     ):
         platform.update_block_size_for_backend(config)
 
@@ -448,7 +471,7 @@ def blocks_of(group: Any, config: Namespace) -> int:
 
 
 def held_of(config: Namespace, plan: Any) -> dict[str, list[int]]:
-    """Blocks a request holds in each group once its last token is computed: prefilled but for one token, then decoded."""
+    """Blocks a request holds in each group as it decodes its last token, all others prefilled."""
     scheduler_block, hash_block = resolve_kv_cache_block_sizes(plan, config)
     held = {}
     for length in HELD_LENGTHS:
@@ -472,6 +495,7 @@ def replay(manager: Any, request: Any, length: int, batched: int) -> list[int]:
 
 def record(model: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     hf = AutoConfig.for_model(**model)
+    hf.allow_global_per_layer_attribute_access = True
     config = settings(hf, request)
     align(hf, config, request)
     specs = dict(specs_of(hf, config, request))
@@ -489,8 +513,10 @@ def record(model: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     small = planning._estimate_max_model_len_from_groups(
         planning.DefaultKVCacheConfigBuilder(), config, plan.kv_cache_groups, GIB
     )
+    aligned = config.cache_config.block_size
+    config.cache_config.block_size = min(layers_of(group)[0].block_size for group in plan.kv_cache_groups)  # EngineCore
     return {
-        "block_size": config.cache_config.block_size,
+        "block_size": aligned,
         "block_bytes": plan.kv_cache_tensors[0].size // plan.num_blocks,
         "blocks_in_budget": plan.num_blocks,
         "longest_in_1_gib": small,
@@ -504,7 +530,7 @@ def record(model: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
             for group in plan.kv_cache_groups
         ],
         "lengths": lengths,
-        "held": held_of(config, plan),
+        "held": held_of(config, generate_scheduler_kv_cache_config([plan])),
     }
 
 
