@@ -212,6 +212,12 @@ def inspect(
     quantization: str | None = None,
     tokens: Annotated[str, Parameter(alias=("--max-model-len", "--ctx-size", "-c"))] = "4096",
     sequences: Annotated[Whole, Parameter(alias=("--max-num-seqs", "--parallel", "-np"))] = 1,
+    kv_cache_dtype: str = "auto",
+    block_size: Whole | None = None,
+    cache_type_k: Annotated[str, Parameter(alias="-ctk")] = "f16",
+    cache_type_v: Annotated[str, Parameter(alias="-ctv")] = "f16",
+    ubatch_size: Annotated[Whole, Parameter(alias="-ub")] = 512,
+    swa_full: Flag = False,
     tensors: Flag = False,
     layers: Flag = False,
     revision: str | None = None,
@@ -232,6 +238,18 @@ def inspect(
         Tokens of each sequence, for its cache: 4096, 32k (32,000) or 32K (32,768).
     sequences
         Sequences at once.
+    kv_cache_dtype
+        vLLM's cache dtype: auto, fp8, fp8_e4m3, fp8_e5m2, bfloat16, nvfp4 …
+    block_size
+        Tokens of a block of vLLM's cache (default: 16, or 64 of latent attention).
+    cache_type_k
+        llama.cpp's type of keys: f16, f32, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1.
+    cache_type_v
+        llama.cpp's type of values.
+    ubatch_size
+        Tokens of llama.cpp's physical batch, which its sliding caches have room for.
+    swa_full
+        llama.cpp gives sliding layers all cells.
     tensors
         List every tensor.
     layers
@@ -243,6 +261,7 @@ def inspect(
     output
         Write the JSON document to this file.
     """
+    from analytic.inspection import Caches
     from analytic.inspection import inspect as look
     from analytic.models.resolve import resolve
     from analytic.quantity import parse_tokens
@@ -253,6 +272,14 @@ def inspect(
         quantization=quantization,
         tokens=parse_tokens(tokens, what="--tokens"),
         sequences=sequences,
+        held=Caches(
+            kv_cache_dtype=kv_cache_dtype,
+            block_size=block_size,
+            cache_type_k=cache_type_k,
+            cache_type_v=cache_type_v,
+            ubatch_size=ubatch_size,
+            swa_full=swa_full,
+        ),
     )
     show(
         found,

@@ -11,7 +11,7 @@ from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
 from analytic.request import Request
-from analytic.state import caches, sequence_state_bytes
+from analytic.state import caches, require_static, sequence_state_bytes
 from analytic.state.held import Held
 from analytic.weights import ServedGroup, Weights, weigh
 
@@ -102,8 +102,31 @@ class Inspection:
         return tuple(_cache_rows(self.model.geometry, self.tokens, self.sequences, itemsize(self.dtype)))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caches:
+    """How vLLM and llama.cpp are asked to hold the state, by their own names."""
+
+    kv_cache_dtype: str = "auto"
+    block_size: int | None = None
+    """Tokens of a block of vLLM's; None: what its backends take."""
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    ubatch_size: int = 512
+    swa_full: bool = False
+
+
+VLLM_BLOCK, VLLM_LATENT_BLOCK = 16, 64
+"""Tokens of a block by default, and of latent attention's kernels (FlashMLA)."""
+
+
 def inspect(
-    model: Model, *, dtype: str = "auto", quantization: str | None = None, tokens: int = 4096, sequences: int = 1
+    model: Model,
+    *,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    tokens: int = 4096,
+    sequences: int = 1,
+    held: Caches | None = None,
 ) -> Inspection:
     """Look into a model.
 
@@ -112,13 +135,14 @@ def inspect(
     """
     request = Request(dtype=dtype, quantization=quantization, prompt_tokens=tokens, batch_size=sequences)
     served = serving_dtype(model, request)
+    asked = _Asked(geometry=model.geometry, dtype=served, tokens=tokens, sequences=sequences, caches=held or Caches())
     return Inspection(
         model=model,
         dtype=served,
         quantization=request.weight_format,
         tokens=tokens,
         sequences=sequences,
-        holders=tuple(_holding(name, model.geometry, request, served) for name in HOLDERS),
+        holders=tuple(_holding(name, asked) for name in HOLDERS),
     )
 
 
@@ -228,31 +252,70 @@ def _state(geometry: Geometry, tokens: int, sequences: int, size: int, room: int
     )
 
 
-def _dynamic(geometry: Geometry, request: Request, dtype: str) -> tuple[Held, ...]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What a holder is asked."""
+
+    geometry: Geometry
+    dtype: str
+    tokens: int
+    sequences: int
+    caches: Caches
+
+
+def _dynamic(asked: _Asked) -> tuple[Held, ...]:
     return tuple(
         Held(kind=row.kind, layers=row.layers, bytes=row.bytes, bytes_per_token=row.bytes_per_token, note=row.heads)
-        for row in _cache_rows(geometry, request.prompt_tokens, request.batch_size, itemsize(dtype))
+        for row in _cache_rows(asked.geometry, asked.tokens, asked.sequences, itemsize(asked.dtype))
     )
 
 
-def _static(geometry: Geometry, request: Request, dtype: str) -> tuple[Held, ...]:
-    from analytic.state import require_static
-
-    require_static(geometry)
-    tokens, size = request.prompt_tokens, itemsize(dtype)
-    held = _state(geometry, tokens, request.batch_size, size, room=tokens)
-    return (Held(kind="all layers", layers=len(geometry.layers), bytes=held, bytes_per_token=0, note="all its room"),)
+def _static(asked: _Asked) -> tuple[Held, ...]:
+    require_static(asked.geometry)
+    held = _state(asked.geometry, asked.tokens, asked.sequences, itemsize(asked.dtype), room=asked.tokens)
+    layers = sum(count for layer, count in asked.geometry.groups if caches(layer))
+    return (Held(kind="all layers", layers=layers, bytes=held, bytes_per_token=0, note="all its room"),)
 
 
-HOLDERS: dict[str, Callable[[Geometry, Request, str], tuple[Held, ...]]] = {
+def _paged(asked: "_Asked") -> tuple[Held, ...]:
+    from analytic.state.vllm import vllm_state
+
+    is_latent = any(isinstance(layer.mixer, LatentAttention) for layer, _ in asked.geometry.groups)
+    return vllm_state(
+        asked.geometry,
+        tokens=asked.tokens,
+        sequences=asked.sequences,
+        itemsize=itemsize(asked.dtype),
+        kv_cache_dtype=asked.caches.kv_cache_dtype,
+        block_size=asked.caches.block_size or (VLLM_LATENT_BLOCK if is_latent else VLLM_BLOCK),
+    )
+
+
+def _in_cells(asked: "_Asked") -> tuple[Held, ...]:
+    from analytic.state.llamacpp import llamacpp_state
+
+    return llamacpp_state(
+        asked.geometry,
+        ctx_size=asked.tokens * asked.sequences,
+        parallel=asked.sequences,
+        ubatch_size=asked.caches.ubatch_size,
+        cache_type_k=asked.caches.cache_type_k,
+        cache_type_v=asked.caches.cache_type_v,
+        swa_full=asked.caches.swa_full,
+    )
+
+
+HOLDERS: dict[str, Callable[["_Asked"], tuple[Held, ...]]] = {
     "transformers, dynamic cache": _dynamic,
     "transformers, static cache": _static,
+    "vLLM, paged": _paged,
+    "llama.cpp": _in_cells,
 }
 """Who can hold the state, and how it allocates it."""
 
 
-def _holding(name: str, geometry: Geometry, request: Request, dtype: str) -> Holding:
+def _holding(name: str, asked: _Asked) -> Holding:
     try:
-        return Holding(holder=name, rows=HOLDERS[name](geometry, request, dtype))
+        return Holding(holder=name, rows=HOLDERS[name](asked))
     except UllageError as refusal:
         return Holding(holder=name, rows=(), refused=refusal.message)
