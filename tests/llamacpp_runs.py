@@ -85,23 +85,27 @@ def buffers(printed: str) -> dict[str, Any]:
     """The caches, states and model buffers that llama.cpp named, in MiB; of several passes the last."""
     caches = [[int(m[2]), int(m[3]), int(m[4]), int(m[5]), float(m[7]), float(m[9])] for m in _CACHE.finditer(printed)]
     states = [[int(m[2]), int(m[3]), int(m[4]), float(m[6]), float(m[8])] for m in _RECURRENT.finditer(printed)]
-    errors = re.findall(r"(?: E .*|refused:.*)", printed)
+    errors = re.findall(r" E (.*)", printed)
     return {
         "n_ctx": [int(n) for n in _CONTEXT.findall(printed)][-1:],
         "caches": caches,
         "states": states,
         "model": {name: float(size) for name, size in _MODEL.findall(printed)},
-        "error": errors[-1].strip()[:200] if errors and not caches and not states else "",
+        "error": errors[0].strip()[:200] if errors and not caches and not states else "",
     }
 
 
 def run(path: Path, **settings: Any) -> dict[str, Any]:
     """The buffers of one load; tried again where the log was lost before it was read."""
     for _ in range(8):
-        found = buffers(output_of(path, **settings))
-        if found["error"] or found["caches"] or found["states"]:
+        printed = output_of(path, **settings)
+        if "compute buffer size" in printed or buffers(printed)["error"]:
             break
-    return found
+    return buffers(printed)
+
+
+_PLAIN = re.compile(r"bias|norm|sinks|ssm_(a|d|conv1d)\b|shortconv\.conv")
+"""Tensors that converters leave in float32."""
 
 
 def _block(name: str) -> str:
@@ -119,7 +123,8 @@ def discover(architecture: str, metadata: dict[str, Any], folder: Path) -> dict[
             sizes = tuple(int(n) for n in shape[2].split(","))
             while len(sizes) > 1 and sizes[-1] == 1:
                 sizes = sizes[:-1]
-            tensors[shape[1]] = ("F16" if len(sizes) > 1 else "F32", sizes[::-1])
+            plain = len(sizes) == 1 or _PLAIN.search(shape[1])
+            tensors[shape[1]] = ("F32" if plain else "F16", sizes[::-1])
         elif missing := _MISSING.search(printed):
             alike = (name for name in tensors if _block(name) == _block(missing[1]))
             tensors[missing[1]] = tensors.get(next(alike, ""), ("F32", (1,)))

@@ -1,12 +1,14 @@
 import contextlib
 import random
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from loopback_hub import LoopbackHub
 from made_gguf import LLAMA, llama_tensors, write_gguf
 
 from analytic.errors import UllageError
@@ -205,3 +207,41 @@ def test_metadata_that_cannot_be_meant(change: dict[str, Any], said: str, tmp_pa
     with pytest.raises(UllageError) as raised:
         assert resolve(str(path)).geometry
     assert said in raised.value.message
+
+
+# On the Hub.
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub() as loopback:
+        loopback.patch(monkeypatch, tmp_path / "hub")
+        names = ("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "mmproj-tiny-Q4_K_M.gguf", "BF16/tiny-BF16.gguf")
+        loopback.add("acme/tiny-GGUF", dict.fromkeys(names, file.read_bytes()))
+        yield loopback
+
+
+@pytest.mark.parametrize(
+    "name", ["acme/tiny-GGUF:Q4_K_M", "acme/tiny-GGUF:q4_k_m", "acme/tiny-GGUF/tiny-Q4_K_M.gguf", "acme/tiny-GGUF:BF16"]
+)
+def test_a_file_of_the_hub_by_its_header(name: str, hub: LoopbackHub, file: Path) -> None:
+    model = resolve(name)
+    assert model.stored_bytes == resolve(str(file)).stored_bytes
+    assert model.id.startswith("acme/tiny-GGUF/")
+    assert model.revision
+    assert hub.bytes_served("acme/tiny-GGUF") <= 1 << 17
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("acme/tiny-GGUF:Q2_K", "no GGUF models of Q2_K", "tiny-Q8_0.gguf"),
+        ("acme/tiny-GGUF/other.gguf", "no file 'other.gguf'", "tiny-Q4_K_M.gguf"),
+        ("acme/none:Q4_K_M", "not found on the Hub", "check the id"),
+        ("acme/tiny-GGUF", "no config.json in the repository", "acme/tiny-GGUF:Q4_K_M"),
+    ],
+)
+def test_what_the_hub_does_not_hold(name: str, said: str, hint: str, hub: LoopbackHub) -> None:
+    with pytest.raises(UllageError, match=said) as raised:
+        resolve(name)
+    assert hint in raised.value.hint

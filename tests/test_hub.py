@@ -164,7 +164,7 @@ def test_what_is_absent_is_named(hub: LoopbackHub) -> None:
     named("acme/none", "not found on the Hub, or private", hint="check the id")
     named("acme/single", "@v9: no such revision", revision="v9", hint="a branch, a tag or a commit")
     hub.add("acme/gguf", {"model.gguf": b"GGUF"})
-    named("acme/gguf", "no config.json in the repository", hint=".gguf")
+    named("acme/gguf", "no config.json in the repository", hint="acme/gguf:Q4_K_M")
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def fetch(repo_id: str, *, revision: str | None = None) -> HubModel:
         return _fetch_offline(repo_id, revision or constants.DEFAULT_REVISION)
     if revision and (cached := load(repo_id, revision)):
         return cached
-    info = _model_info(repo_id, revision)
-    commit = _commit(info, repo_id)
+    info = model_info(repo_id, revision)
+    commit = commit_of(info, repo_id)
     model = load(repo_id, commit)
     if model is None:
         model = _download(repo_id, commit, _sizes(info))
@@ -76,7 +76,8 @@ def _require_meaningful(repo_id: str, revision: str | None) -> None:
         raise UsageError("the revision is empty", hint="name a branch, a tag or a commit")
 
 
-def _model_info(repo_id: str, revision: str | None) -> "ModelInfo":
+def model_info(repo_id: str, revision: str | None) -> "ModelInfo":
+    """What the Hub says of a repository at a revision."""
     from huggingface_hub import HfApi, constants
 
     with naming(f"{repo_id}@{revision}" if revision else repo_id):
@@ -85,7 +86,8 @@ def _model_info(repo_id: str, revision: str | None) -> "ModelInfo":
         )
 
 
-def _commit(info: "ModelInfo", repo_id: str) -> str:
+def commit_of(info: "ModelInfo", repo_id: str) -> str:
+    """The commit that the Hub names."""
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise UllageError(f"{repo_id}: the server names no commit", hint="check HF_ENDPOINT: is it a Hub?")
     return info.sha
@@ -100,7 +102,7 @@ def _sizes(info: "ModelInfo") -> dict[str, int | None]:
 def _download(repo_id: str, commit: str, sizes: Mapping[str, int | None]) -> HubModel:
     where = f"{repo_id}/{CONFIG}"
     if CONFIG not in sizes:
-        hint = "for a GGUF repository, download the .gguf file and name it; an adapter needs its base model"
+        hint = f"for a GGUF repository, name the quantisation: {repo_id}:Q4_K_M; an adapter needs its base model"
         raise UllageError(f"{repo_id}: no {CONFIG} in the repository", hint=hint)
     config = parse_config(_small_file(repo_id, commit, CONFIG, sizes, limit_bytes=MAX_CONFIG_BYTES), where)
     return HubModel(id=repo_id, commit=commit, config=config, tensors=_tensors(repo_id, commit, sizes))
@@ -157,15 +159,15 @@ def _header(repo_id: str, commit: str, name: str, size: int | None) -> tuple[Sto
 
     where = f"{repo_id}/{name}"
     url = hf_hub_url(repo_id, name, revision=commit, endpoint=constants.ENDPOINT)
-    prefix, size = _read_range(url, first=0, length=LENGTH_BYTES, size=size, where=where)
+    prefix, size = read_part(url, first=0, length=LENGTH_BYTES, size=size, where=where)
     length = parse_length(prefix, where)
     if length < 2 or (size is not None and LENGTH_BYTES + length > size):
         raise UllageError(f"{where}: a header of {length} bytes in a file of {size}", hint="the repository is damaged")
-    blob, size = _read_range(url, first=LENGTH_BYTES, length=length, size=size, where=where)
+    blob, size = read_part(url, first=LENGTH_BYTES, length=length, size=size, where=where)
     return parse_header(blob, data_bytes=None if size is None else size - LENGTH_BYTES - length, where=where)
 
 
-def _read_range(url: str, *, first: int, length: int, size: int | None, where: str) -> tuple[bytes, int | None]:
+def read_part(url: str, *, first: int, length: int, size: int | None, where: str) -> tuple[bytes, int | None]:
     """``length`` bytes from ``first`` on, and the file's size; tried again when the connection breaks."""
     for attempt in range(ATTEMPTS):
         try:

@@ -1,5 +1,6 @@
 """MODEL on the command line: a path, a catalogue name, or a Hub id."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ def resolve(name: str, *, revision: str | None = None) -> Model:
         raise UsageError(
             f"{name!r} names no model", hint="give a directory, a catalogue name or a Hub id like org/name"
         )
+    if (asked := _hub_gguf(name)) is not None:
+        return _read_hub_gguf(*asked, revision)
     if _is_path(name):
         if revision is not None:
             raise UsageError(f"{name}: a path has no revision", hint="leave --revision out")
@@ -38,13 +41,36 @@ def resolve(name: str, *, revision: str | None = None) -> Model:
     raise _unknown(name, revision)
 
 
-def _is_path(name: str) -> bool:
-    if name.startswith((".", "/", "~")) or name.endswith(_SUFFIXES):
-        return True
+_HUB_GGUF = re.compile(r"(?P<repo>[^/:\s]+/[^/:\s]+)(?::(?P<quant>[^/:\s]+)|/(?P<file>[^:\s]+\.gguf))")
+
+
+def _hub_gguf(name: str) -> tuple[str, str | None, str | None] | None:
+    """Repository, quantisation and file of ``ORG/NAME:Q4_K_M`` or ``ORG/NAME/FILE.gguf``; None of anything else."""
+    match = _HUB_GGUF.fullmatch(name)
+    if match is None or name.startswith((".", "/", "~")) or _exists(name):
+        return None
+    return match["repo"], match["quant"], match["file"]
+
+
+def _exists(name: str) -> bool:
     try:
         return Path(name).exists()
     except OSError:  # longer than any path
         return False
+
+
+def _read_hub_gguf(repo: str, quantization: str | None, file: str | None, revision: str | None) -> Model:
+    from analytic.models.gguf_model import from_gguf
+    from analytic.models.hub_gguf import fetch_gguf
+
+    header, name, commit = fetch_gguf(repo, quantization=quantization, file=file, revision=revision)
+    return from_gguf(header, id=f"{repo}/{name}", revision=commit)
+
+
+def _is_path(name: str) -> bool:
+    if name.startswith((".", "/", "~")) or name.endswith(_SUFFIXES):
+        return True
+    return _exists(name)
 
 
 def _expanded(name: str) -> Path:

@@ -97,6 +97,11 @@ def llamacpp_state(
     key, value = _type(cache_type_k, "-ctk"), _type(cache_type_v, "-ctv")
     if value.block_elements > 1 and not flash_attention:
         raise UllageError(f"-ctv {cache_type_v} needs flash attention in llama.cpp", hint="add -fa on, or take f16")
+    if key != value and any(isinstance(layer.mixer, LatentAttention) for layer, _ in geometry.groups):
+        raise UllageError(
+            f"llama.cpp keeps latent attention in one cache: -ctk {cache_type_k} and -ctv {cache_type_v} differ",
+            hint="give both the same type",
+        )
     slots = Slots(ctx_size=ctx_size, parallel=parallel, unified=kv_unified, ubatch_size=ubatch_size)
     return tuple(_rows(geometry, slots, key, value, swa_full=swa_full))
 
