@@ -116,6 +116,8 @@ def discover(architecture: str, metadata: dict[str, Any], folder: Path) -> dict[
     """The tensors that llama.cpp wants of such a model, found by its own errors."""
     hidden = metadata["embedding_length"]
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {"token_embd.weight": ("F16", (512, hidden))}
+    for layer in UNASKED.get(architecture, ()):
+        tensors[f"blk.{layer}.ssm_conv1d.bias"] = ("F32", (576,))
     for _ in range(600):
         path = write_gguf(folder / f"{architecture}.gguf", architecture, metadata, tensors)
         printed = output_of(path, seconds=5, n_ctx=256)
@@ -149,7 +151,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3moe": {**LLAMA, **_HEADS, **_MOE},
     "gemma2": {**LLAMA, **_HEADS, "block_count": 4, "attention.sliding_window": 512},
     "gemma3": {**LLAMA, **_HEADS, "block_count": 7, "attention.sliding_window": 512},
-    "phi3": {**LLAMA, "rope.scaling.original_context_length": 4096},
     "gpt-oss": {**LLAMA, **_HEADS, **_MOE, "block_count": 4, "attention.sliding_window": 128},
     "command-r": {**LLAMA, **_NORM, "logit_scale": 0.5},
     "cohere2": {**LLAMA, **_HEADS, **_NORM, "block_count": 8, "attention.sliding_window": 256, "logit_scale": 0.5},
@@ -215,6 +216,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 """Metadata of a tiny model of each architecture."""
+
+UNASKED = {"falcon-h1": (0, 1), "granitehybrid": (0, 2, 3)}
+"""Layers with a convolution's bias (of 512 + 2 x 2 x 16 channels), without which llama.cpp loads and then crashes."""
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"n_ctx": 1000},

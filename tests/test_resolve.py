@@ -130,7 +130,12 @@ def test_a_name_too_long_for_a_path_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("m.gguf", "cut short"), ("pytorch_model.bin", "unpickling can run code"), ("m.pt", "pickle"), ("notes.txt", "not a")],
+    [
+        ("m.gguf", "cut short"),
+        ("pytorch_model.bin", "unpickling can run code"),
+        ("m.pt", "pickle"),
+        ("notes.txt", "not a"),
+    ],
 )
 def test_files_of_other_formats_are_refused_by_name(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).write_bytes(b"x")

@@ -152,11 +152,11 @@ class _Sorting:
         if rule is None and _NEVER_SERVED.search(pattern):
             return None
         tensor = self._shaped(tensor, pattern)
-        group = self._group(tensor, rule) if rule else self._unruled(tensor, pattern, role)
+        layers = None if index is None else (index,)
+        group = self._group(tensor, rule, layers) if rule else self._unruled(tensor, pattern, role, layers)
         if tensor.pieces and place is not None and place.expert is not None:  # stays by itself, as it is stored
             group, place = replace(group, name=pattern), None
-        layers = None if index is None else (index,)
-        return _Tensor(unpacked=tensor, group=replace(group, layers=layers), place=place)
+        return _Tensor(unpacked=tensor, group=group, place=place)
 
     def _shaped(self, tensor: Unpacked, pattern: str) -> Unpacked:
         """A packed matrix whose format does not keep its shape: one side of it is the model's hidden size."""
@@ -166,22 +166,22 @@ class _Sorting:
         other = tensor.shape[0] // hidden
         return replace(tensor, shape=(hidden, other) if _LEADS_BACK.search(pattern) else (other, hidden))
 
-    def _group(self, tensor: Unpacked, rule: TensorGroup) -> TensorGroup:
+    def _group(self, tensor: Unpacked, rule: TensorGroup, layers: tuple[int, ...] | None) -> TensorGroup:
         if self.native:
             stored = rule.stored if tensor.stored == "model" else tensor.stored
-            return replace(rule, shape=tensor.shape, stored=stored, pieces=tensor.pieces, converts=False)
+            return replace(rule, shape=tensor.shape, stored=stored, pieces=tensor.pieces, converts=False, layers=layers)
         if tensor.stored != rule.stored:
             self._require_plain(tensor)
         if len(tensor.shape) != len(rule.shape) and not _EXPERTS.search(tensor.name):
             raise contradiction(self.id, f"{tensor.name} has {len(tensor.shape)} dimensions, not {len(rule.shape)}")
-        return replace(rule, shape=tensor.shape)
+        return replace(rule, shape=tensor.shape, layers=layers)
 
     def _require_plain(self, tensor: Unpacked) -> None:
         if tensor.stored != "model":
             said = f"{tensor.name} is {tensor.stored}, but config.json has no quantization_config"
             raise UllageError(f"{self.id}: {said}", hint=_COMPARE)
 
-    def _unruled(self, tensor: Unpacked, pattern: str, role: str) -> TensorGroup:
+    def _unruled(self, tensor: Unpacked, pattern: str, role: str, layers: tuple[int, ...] | None) -> TensorGroup:
         """A tensor that no catalogue model has: part of a quantised checkpoint, an untied head, or a bias asked for."""
         if not (self.native or role == "output" or self._is_bias_asked_for(pattern)):
             assert self.family is not None
@@ -190,7 +190,14 @@ class _Sorting:
                 f"{self.id}: {tensor.name} is in no {self.family.architecture} of the catalogue",
                 hint="pip install 'ullage[profiler]', and transformers tells whether it is served",
             )
-        return TensorGroup(name=pattern, role=role, shape=tensor.shape, stored=tensor.stored, pieces=tensor.pieces)
+        return TensorGroup(
+            name=pattern,
+            role=role,
+            shape=tensor.shape,
+            stored=tensor.stored,
+            pieces=tensor.pieces,
+            layers=layers,
+        )
 
     def _is_bias_asked_for(self, pattern: str) -> bool:
         module, _, kind = pattern.rpartition(".")

@@ -7,6 +7,7 @@ A module's tensors are held against the layout that its format has (`analytic.fo
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -83,7 +84,8 @@ def unpack(stored: Iterable[StoredTensor], native: Mapping[str, Any] | None) -> 
         yield from map(_plain, stored)
         return
     method = find_method(str(native["quant_method"]))
-    yield from _Sorter(method=method, rules=method.read(native)).sort(stored)
+    rules = method.read(native)
+    yield from _Sorter(method=method, rules=rules, schemes=rules.schemes).sort(stored)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,7 @@ class _Sorter:
 
     method: Method
     rules: Rules
+    schemes: tuple[Scheme, ...]
 
     def sort(self, stored: Iterable[StoredTensor]) -> Iterator[Unpacked]:
         dropped, suffixes = re.compile(self.method.dropped), self._suffixes()
@@ -110,12 +113,12 @@ class _Sorter:
 
     def _suffixes(self) -> tuple[str, ...]:
         """Every suffix of a part, longest first."""
-        found = {suffix for scheme in self.rules.schemes for suffix in scheme.suffixes if suffix}
+        found = {suffix for scheme in self.schemes for suffix in scheme.suffixes if suffix}
         return tuple(sorted(found, key=len, reverse=True))
 
     def _packed_by(self, held: Mapping[str, StoredTensor]) -> Scheme | None:
         """A scheme whose packed tensor a module holds, the rules apart."""
-        for scheme in self.rules.schemes:
+        for scheme in self.schemes:
             marker = held.get(scheme.marker)
             if marker is not None and marker.dtype in scheme.packed_dtypes:
                 return scheme
@@ -141,7 +144,7 @@ class _Sorter:
         if not marker.shape:
             raise _contradiction(marker, f"quantization_config says {scheme.name}")
         shape = scheme.shape_of({suffix: Held(t.dtype, t.shape) for suffix, t in own.items()})
-        parts = {part.suffix: part for part in scheme.parts(shape)}
+        parts = _layout(scheme, shape)
         for suffix, part in parts.items():
             if suffix in own:
                 _require(own[suffix], part, scheme, shape)
@@ -162,6 +165,12 @@ class _Sorter:
             file=marker.file,
         )
         yield from (_beside(tensor) for suffix, tensor in own.items() if suffix not in parts)
+
+
+@lru_cache(maxsize=4096)
+def _layout(scheme: Scheme, shape: tuple[int, ...]) -> Mapping[str, Part]:
+    """The parts of a matrix by their suffixes; experts are alike."""
+    return {part.suffix: part for part in scheme.parts(shape)}
 
 
 def _require(tensor: StoredTensor, part: Part, scheme: Scheme, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,6 @@ from analytic.state.sequence import (
     cached_tokens,
     caches,
     cross_cache,
-    for_layer,
     growth_transient_bytes,
     sequence_state_bytes,
     sequence_state_bytes_per_token,

@@ -6,6 +6,9 @@ allocator hands out. Keys and values are [sequences, heads, tokens, head_dim], e
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
+
+from analytic.models.geometry import Attention, LatentAttention, Recurrent
 
 WINDOW_TENSOR_BYTES = 8
 """``DynamicSlidingWindowLayer._sliding_window_tensor``: one int64 that every sliding layer moves to its device."""
@@ -222,3 +225,29 @@ class RecurrentState(CacheKind):
     def bytes_per_token(self, *, tokens: int, itemsize: int) -> int:
         """Nothing grows."""
         return 0
+
+
+@lru_cache(maxsize=4096)
+def for_layer(mixer: Attention | LatentAttention | Recurrent) -> CacheKind:
+    """The cache kind that holds a mixer's state."""
+    if isinstance(mixer, Recurrent):
+        return RecurrentState(
+            conv_elements=mixer.conv_channels * mixer.conv_kernel,
+            state_elements=mixer.state_elements,
+            state_itemsize=mixer.state_itemsize,
+        )
+    if isinstance(mixer, LatentAttention):
+        latent = LatentCache(kv_lora_rank=mixer.kv_lora_rank, qk_rope_head_dim=mixer.qk_rope_head_dim)
+        if mixer.index_head_dim is None:
+            return latent
+        return IndexedCache(
+            kv_lora_rank=latent.kv_lora_rank,
+            qk_rope_head_dim=latent.qk_rope_head_dim,
+            index_head_dim=mixer.index_head_dim,
+        )
+    heads = mixer.kv_heads if mixer.cached_heads is None else mixer.cached_heads
+    if mixer.window_tokens is None:
+        return FullCache(heads=heads, head_dim=mixer.head_dim, v_head_dim=mixer.v_head_dim)
+    return SlidingCache(
+        heads=heads, head_dim=mixer.head_dim, v_head_dim=mixer.v_head_dim, window_tokens=mixer.window_tokens
+    )

@@ -12,8 +12,7 @@ from typing import Literal
 from analytic.errors import UllageError, UsageError
 from analytic.models.geometry import Attention, Geometry, LatentAttention
 from analytic.quantity import round_up
-from analytic.state.kinds import FullCache, LatentCache
-from analytic.state.sequence import for_layer
+from analytic.state.kinds import FullCache, LatentCache, for_layer
 
 RESIDUAL_TOKENS = 128
 """``residual_length``: tokens in the dtype of the run are always fewer."""

@@ -4,49 +4,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from analytic.errors import UllageError
-from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
+from analytic.models.geometry import Attention, Geometry, Layer
 from analytic.quantity import round_up
-from analytic.state.kinds import (
-    CacheKind,
-    CrossCache,
-    FullCache,
-    IndexedCache,
-    LatentCache,
-    RecurrentState,
-    SlidingCache,
-)
+from analytic.state.kinds import CacheKind, CrossCache, for_layer
 from analytic.state.static import static
 
 
 def cached_tokens(*, prompt_tokens: int, output_tokens: int) -> int:
     """Tokens in the cache when ``generate`` returns: the last generated token is never fed back."""
     return prompt_tokens + max(output_tokens - 1, 0)
-
-
-@lru_cache(maxsize=4096)
-def for_layer(mixer: Attention | LatentAttention | Recurrent) -> CacheKind:
-    """The cache kind that holds a mixer's state."""
-    if isinstance(mixer, Recurrent):
-        return RecurrentState(
-            conv_elements=mixer.conv_channels * mixer.conv_kernel,
-            state_elements=mixer.state_elements,
-            state_itemsize=mixer.state_itemsize,
-        )
-    if isinstance(mixer, LatentAttention):
-        latent = LatentCache(kv_lora_rank=mixer.kv_lora_rank, qk_rope_head_dim=mixer.qk_rope_head_dim)
-        if mixer.index_head_dim is None:
-            return latent
-        return IndexedCache(
-            kv_lora_rank=latent.kv_lora_rank,
-            qk_rope_head_dim=latent.qk_rope_head_dim,
-            index_head_dim=mixer.index_head_dim,
-        )
-    heads = mixer.kv_heads if mixer.cached_heads is None else mixer.cached_heads
-    if mixer.window_tokens is None:
-        return FullCache(heads=heads, head_dim=mixer.head_dim, v_head_dim=mixer.v_head_dim)
-    return SlidingCache(
-        heads=heads, head_dim=mixer.head_dim, v_head_dim=mixer.v_head_dim, window_tokens=mixer.window_tokens
-    )
 
 
 @lru_cache(maxsize=4096)
