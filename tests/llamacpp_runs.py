@@ -19,11 +19,13 @@ from made_gguf import LLAMA, write_gguf
 DATA = Path(__file__).parent / "data" / "llamacpp" / "runs.json"
 
 _CHILD = """
-import json, os, sys, time
+import json, os, socket, sys, time
 import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.verbosity, params.warmup, params.fit_params = sys.argv[1], 5, False, False
-params.port = 20000 + os.getpid() % 40000
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    params.port = free.getsockname()[1]
 for name, value in json.loads(sys.argv[2]).items():
     if name.startswith("cache_type"):
         value = getattr(xllamacpp.ggml_type, "GGML_TYPE_" + value.upper())
@@ -99,7 +101,7 @@ def run(path: Path, **settings: Any) -> dict[str, Any]:
     """The buffers of one load; tried again where the log was lost before it was read."""
     for _ in range(8):
         printed = output_of(path, **settings)
-        if "compute buffer size" in printed or buffers(printed)["error"]:
+        if "couldn't bind" not in printed and ("compute buffer size" in printed or buffers(printed)["error"]):
             break
     return buffers(printed)
 

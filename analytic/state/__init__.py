@@ -8,6 +8,7 @@ from analytic.state.kinds import (
     LatentCache,
     RecurrentState,
     SlidingCache,
+    for_layer,
 )
 from analytic.state.quantized import QuantizedCache, quantized_state_bytes
 from analytic.state.sequence import (
