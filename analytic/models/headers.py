@@ -6,7 +6,7 @@ Names, roles and what bitsandbytes converts come from the catalogue's models of 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analytic.errors import UllageError
@@ -110,6 +110,8 @@ class _Sorting:
     geometry: Geometry
     family: Family | None
     native: bool
+    _made: dict[tuple[Any, ...], TensorGroup] = field(default_factory=dict, repr=False, compare=False)
+    """Groups by what makes them: experts are many, and alike."""
 
     @property
     def is_tied(self) -> bool:
@@ -167,6 +169,12 @@ class _Sorting:
         return replace(tensor, shape=(hidden, other) if _LEADS_BACK.search(pattern) else (other, hidden))
 
     def _group(self, tensor: Unpacked, rule: TensorGroup, layers: tuple[int, ...] | None) -> TensorGroup:
+        key = (id(rule), tensor.shape, tensor.stored, tensor.pieces, layers)
+        if key not in self._made:
+            self._made[key] = self._new_group(tensor, rule, layers)
+        return self._made[key]
+
+    def _new_group(self, tensor: Unpacked, rule: TensorGroup, layers: tuple[int, ...] | None) -> TensorGroup:
         if self.native:
             stored = rule.stored if tensor.stored == "model" else tensor.stored
             return replace(rule, shape=tensor.shape, stored=stored, pieces=tensor.pieces, converts=False, layers=layers)

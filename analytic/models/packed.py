@@ -6,8 +6,7 @@ A module's tensors are held against the layout that its format has (`analytic.fo
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -95,6 +94,8 @@ class _Sorter:
     method: Method
     rules: Rules
     schemes: tuple[Scheme, ...]
+    joined: dict[tuple[object, ...], "_Joined"] = field(default_factory=dict)
+    """What was found of modules alike."""
 
     def sort(self, stored: Iterable[StoredTensor]) -> Iterator[Unpacked]:
         dropped, suffixes = re.compile(self.method.dropped), self._suffixes()
@@ -139,38 +140,68 @@ class _Sorter:
 
     def _join(self, scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> Iterator[Unpacked]:
         """A module's packed weight as one, and what else stands there."""
-        own = {scheme.aliases.get(suffix, suffix): tensor for suffix, tensor in held.items()}
-        marker = own[scheme.marker]
-        if not marker.shape:
-            raise _contradiction(marker, f"quantization_config says {scheme.name}")
-        shape = scheme.shape_of({suffix: Held(t.dtype, t.shape) for suffix, t in own.items()})
-        parts = _layout(scheme, shape)
-        for suffix, part in parts.items():
-            if suffix in own:
-                _require(own[suffix], part, scheme, shape)
-            elif part.presence == "always":
-                missing = f"{scheme.name} has {part.dtypes[0]} {list(part.shape)} at {module}{suffix}, which is missing"
-                raise _contradiction(marker, missing)
-        tensors = {suffix: own[suffix] for suffix in parts if suffix in own}
-        is_row = scheme.name in FORMATS
+        alike = (id(scheme), *((suffix, tensor.dtype, tensor.shape) for suffix, tensor in held.items()))
+        if alike not in self.joined:
+            self.joined[alike] = _joined(scheme, module, held)
+        joined = self.joined[alike]
         yield Unpacked(
-            name=module if scheme.marker[:1] != "." else f"{module}.weight",
-            shape=shape,
+            name=f"{module}{joined.ending}",
+            shape=joined.shape,
             stored=scheme.name,
-            pieces=()
-            if is_row
-            else tuple(Piece(suffix, tensor.dtype, tensor.bytes) for suffix, tensor in tensors.items()),
-            parameters=prod(shape),
-            bytes=sum(tensor.bytes for tensor in tensors.values()),
-            file=marker.file,
+            pieces=joined.pieces,
+            parameters=joined.parameters,
+            bytes=joined.bytes,
+            file=held[joined.packed].file,
         )
-        yield from (_beside(tensor) for suffix, tensor in own.items() if suffix not in parts)
+        for suffix in joined.beside:
+            yield _beside(held[suffix])
 
 
-@lru_cache(maxsize=4096)
-def _layout(scheme: Scheme, shape: tuple[int, ...]) -> Mapping[str, Part]:
-    """The parts of a matrix by their suffixes; experts are alike."""
-    return {part.suffix: part for part in scheme.parts(shape)}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Joined:
+    """What a module's tensors hold, once they were compared with the format's layout: experts are many, and alike."""
+
+    ending: str
+    """What the weight's name has after the module's."""
+    packed: str
+    """Suffix of the packed tensor, as it is held."""
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    parameters: int
+    bytes: int
+    beside: tuple[str, ...]
+    """Suffixes that are no part of the format, as they are held."""
+
+
+def _joined(scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> _Joined:
+    """A module's tensors held against the layout of its format.
+
+    Raises:
+        UllageError: one that is missing, or not what the format has there.
+    """
+    own = {scheme.aliases.get(suffix, suffix): tensor for suffix, tensor in held.items()}
+    marker = own[scheme.marker]
+    if not marker.shape:
+        raise _contradiction(marker, f"quantization_config says {scheme.name}")
+    shape = scheme.shape_of({suffix: Held(t.dtype, t.shape) for suffix, t in own.items()})
+    parts = {part.suffix: part for part in scheme.parts(shape)}
+    for suffix, part in parts.items():
+        if suffix in own:
+            _require(own[suffix], part, scheme, shape)
+        elif part.presence == "always":
+            missing = f"{scheme.name} has {part.dtypes[0]} {list(part.shape)} at {module}{suffix}, which is missing"
+            raise _contradiction(marker, missing)
+    tensors = {suffix: own[suffix] for suffix in parts if suffix in own}
+    pieces = tuple(Piece(suffix, tensor.dtype, tensor.bytes) for suffix, tensor in tensors.items())
+    return _Joined(
+        ending=".weight" if scheme.marker[:1] == "." else "",
+        packed=next(suffix for suffix, tensor in held.items() if tensor is marker),
+        shape=shape,
+        pieces=() if scheme.name in FORMATS else pieces,
+        parameters=prod(shape),
+        bytes=sum(tensor.bytes for tensor in tensors.values()),
+        beside=tuple(suffix for suffix in held if scheme.aliases.get(suffix, suffix) not in parts),
+    )
 
 
 def _require(tensor: StoredTensor, part: Part, scheme: Scheme, shape: tuple[int, ...]) -> None:

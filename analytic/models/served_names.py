@@ -31,7 +31,7 @@ _RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 # Tensor of one expert to the tensors of all experts that may hold it, the first that the class has.
-_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight")
+_EXPERT = re.compile(r"(?P<experts>.+?\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight")
 _FUSED = {
     "w1": ("gate_up_proj",),
     "w3": ("gate_up_proj",),
@@ -72,11 +72,10 @@ class Family:
 
     def find(self, pattern: str) -> Served | None:
         """The place of a tensor, by its name with ``{}`` for the layer; None where the class has none."""
-        match = _EXPERT.fullmatch(pattern)
-        if match is None:
+        if ".experts." not in pattern or (match := _EXPERT.fullmatch(pattern)) is None:
             return self._remembered(pattern)
         found = self._remembered(f"{match['experts']}.{{e}}.{match['part']}.weight")
-        return found and replace(found, expert=int(match["index"]))
+        return found and Served(rule=found.rule, part=found.part, expert=int(match["index"]))
 
     def has_module(self, module: str) -> bool:
         """Whether the class has a module of this name that owns a weight."""
