@@ -1,6 +1,7 @@
 """Every packed format against what its own library made: recorded where it needs one that is not installed here."""
 
 import json
+import random
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -239,6 +240,110 @@ def test_a_config_and_headers_that_contradict_each_other_are_both_shown(
     with pytest.raises(UllageError, match=said) as raised:
         list(unpack(held, native))
     assert raised.value.hint
+
+
+_VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    4,
+    8,
+    128,
+    10**30,
+    1.5,
+    "",
+    "gemm",
+    "int",
+    "group",
+    "nf4",
+    "re:(",
+    "NVFP4",
+]
+_VALUES += [[], [1], ["lm_head"], ["re:.*"], {}, {"a": 1}, [128, 128], [0, 0], "pack-quantized", "nvfp4-pack-quantized"]
+_KEYS = [
+    "bits",
+    "group_size",
+    "desc_act",
+    "dynamic",
+    "modules_to_not_convert",
+    "version",
+    "config_groups",
+    "format",
+    "ignore",
+    "fmt",
+    "mode",
+]
+_KEYS += [
+    "weight_block_size",
+    "scale_fmt",
+    "quant_algo",
+    "quant_type",
+    "quant_config",
+    "load_in_4bit",
+    "packing_format",
+    "extra_config",
+]
+_SUFFIXES = [
+    ".weight",
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".g_idx",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_shape",
+    "_blocks",
+    "_scales",
+]
+_SUFFIXES += [
+    ".W_q",
+    ".scale",
+    ".zero",
+    ".weight.absmax",
+    "._weight_qdata",
+    "._weight_scale",
+    ".weight_scale_inv",
+    ".biases",
+]
+
+
+def _config(pick: random.Random, method: str) -> dict[str, Any]:
+    """A config that a stranger might write: now and then nearly right."""
+    weights = {key: pick.choice(_VALUES) for key in ("type", "strategy", "group_size") if pick.random() < 0.5}
+    right = {
+        "bits": 4,
+        "group_size": 128,
+        "config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": pick.choice([4, 8]), **weights}}},
+        "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": pick.choice(_VALUES)}}},
+        "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": pick.choice([64, 8, 0])}},
+        "quant_algo": "NVFP4",
+    }
+    kept = {key: value for key, value in right.items() if pick.random() < 0.7}
+    return {
+        "quant_method": method,
+        **kept,
+        **{key: pick.choice(_VALUES) for key in pick.sample(_KEYS, pick.randint(0, 3))},
+    }
+
+
+def test_no_config_and_no_headers_are_anything_but_read_or_refused() -> None:
+    pick, names = random.Random(0), sorted(methods())
+    refused = 0
+    for _ in range(6000):
+        shapes = [
+            tuple(pick.choice((0, 1, 2, 16, 64, 128)) for _ in range(pick.choice((0, 1, 2, 2, 3, 5)))) for _ in "four"
+        ]
+        held = [
+            stored(f"{LAYER}{suffix}", pick.choice(("F32", "BF16", "I32", "U8", "I8", "U32", "F8_E4M3", "I64")), shape)
+            for suffix, shape in zip(pick.sample(_SUFFIXES, 4), shapes, strict=True)
+        ]
+        try:
+            list(unpack(held, _config(pick, pick.choice(names))))
+        except UllageError:
+            refused += 1
+    assert 2000 < refused < 6000
 
 
 def test_formats_are_found_by_their_files() -> None:

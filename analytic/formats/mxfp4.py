@@ -19,6 +19,7 @@ class Mxfp4(Scheme):
     """``_blocks`` [experts, out, in / 32, 16] and ``_scales`` [experts, out, in / 32]."""
 
     marker = "_blocks"
+    packed_rank = 3
     packed_dtypes = ("U8",)
 
     @property

@@ -55,6 +55,8 @@ class Scheme(ABC):
     """Suffix of the packed tensor."""
     packed_dtypes: ClassVar[tuple[str, ...]]
     """Dtypes of the packed tensor; in any other it is a plain weight."""
+    packed_rank: ClassVar[int] = 2
+    """Dimensions that the packed tensor has at least."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other suffixes that are in use for a part's."""
 

@@ -91,6 +91,7 @@ class Int4Tiles(Scheme):
 
     marker = "._weight_qdata"
     packed_dtypes = ("I32",)
+    packed_rank = 4
 
     group_size: int
     tile: int = 8

@@ -181,7 +181,7 @@ def _joined(scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> _J
     """
     own = {scheme.aliases.get(suffix, suffix): tensor for suffix, tensor in held.items()}
     marker = own[scheme.marker]
-    if not marker.shape:
+    if len(marker.shape) < scheme.packed_rank:
         raise _contradiction(marker, f"quantization_config says {scheme.name}")
     shape = scheme.shape_of({suffix: Held(t.dtype, t.shape) for suffix, t in own.items()})
     parts = {part.suffix: part for part in scheme.parts(shape)}
