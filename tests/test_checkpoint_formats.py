@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -242,71 +242,22 @@ def test_a_config_and_headers_that_contradict_each_other_are_both_shown(
     assert raised.value.hint
 
 
-_VALUES: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    4,
-    8,
-    128,
-    10**30,
-    1.5,
-    "",
-    "gemm",
-    "int",
-    "group",
-    "nf4",
-    "re:(",
-    "NVFP4",
-]
-_VALUES += [[], [1], ["lm_head"], ["re:.*"], {}, {"a": 1}, [128, 128], [0, 0], "pack-quantized", "nvfp4-pack-quantized"]
-_KEYS = [
-    "bits",
-    "group_size",
-    "desc_act",
-    "dynamic",
-    "modules_to_not_convert",
-    "version",
-    "config_groups",
-    "format",
-    "ignore",
-    "fmt",
-    "mode",
-]
-_KEYS += [
-    "weight_block_size",
-    "scale_fmt",
-    "quant_algo",
-    "quant_type",
-    "quant_config",
-    "load_in_4bit",
-    "packing_format",
-    "extra_config",
-]
-_SUFFIXES = [
-    ".weight",
-    ".qweight",
-    ".qzeros",
-    ".scales",
-    ".g_idx",
-    ".weight_packed",
-    ".weight_scale",
-    ".weight_shape",
-    "_blocks",
-    "_scales",
-]
-_SUFFIXES += [
-    ".W_q",
-    ".scale",
-    ".zero",
-    ".weight.absmax",
-    "._weight_qdata",
-    "._weight_scale",
-    ".weight_scale_inv",
-    ".biases",
-]
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 4, 8, 128, 10**30, 1.5),
+    *("", "gemm", "int", "group", "nf4", "re:(", "NVFP4", "pack-quantized", "nvfp4-pack-quantized"),
+    *([], [1], ["lm_head"], ["re:.*"], {}, {"a": 1}, [128, 128], [0, 0]),
+)
+_KEYS = (
+    *("bits", "group_size", "desc_act", "dynamic", "modules_to_not_convert", "version", "config_groups", "format"),
+    *("ignore", "fmt", "mode", "weight_block_size", "scale_fmt", "quant_algo", "quant_type", "quant_config"),
+    *("load_in_4bit", "packing_format", "extra_config"),
+)
+_SUFFIXES = (
+    *(".weight", ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".weight_scale", ".weight_shape"),
+    *("_blocks", "_scales", ".W_q", ".scale", ".zero", ".weight.absmax", "._weight_qdata", "._weight_scale"),
+    *(".weight_scale_inv", ".biases"),
+)
+_DTYPES = ("F32", "BF16", "I32", "U8", "I8", "U32", "F8_E4M3", "I64")
 
 
 def _config(pick: random.Random, method: str) -> dict[str, Any]:
@@ -321,26 +272,23 @@ def _config(pick: random.Random, method: str) -> dict[str, Any]:
         "quant_algo": "NVFP4",
     }
     kept = {key: value for key, value in right.items() if pick.random() < 0.7}
-    return {
-        "quant_method": method,
-        **kept,
-        **{key: pick.choice(_VALUES) for key in pick.sample(_KEYS, pick.randint(0, 3))},
-    }
+    wrong = {key: pick.choice(_VALUES) for key in pick.sample(_KEYS, pick.randint(0, 3))}
+    return {"quant_method": method, **kept, **wrong}
+
+
+def _tensors(pick: random.Random) -> Iterator[StoredTensor]:
+    for suffix in pick.sample(_SUFFIXES, 4):
+        shape = pick.choices((0, 1, 2, 16, 64, 128), k=pick.choice((0, 1, 2, 2, 3, 5)))
+        yield stored(f"{LAYER}{suffix}", pick.choice(_DTYPES), shape)
 
 
 def test_no_config_and_no_headers_are_anything_but_read_or_refused() -> None:
-    pick, names = random.Random(0), sorted(methods())
+    pick, known = random.Random(0), sorted(methods())
     refused = 0
     for _ in range(6000):
-        shapes = [
-            tuple(pick.choice((0, 1, 2, 16, 64, 128)) for _ in range(pick.choice((0, 1, 2, 2, 3, 5)))) for _ in "four"
-        ]
-        held = [
-            stored(f"{LAYER}{suffix}", pick.choice(("F32", "BF16", "I32", "U8", "I8", "U32", "F8_E4M3", "I64")), shape)
-            for suffix, shape in zip(pick.sample(_SUFFIXES, 4), shapes, strict=True)
-        ]
+        held, native = list(_tensors(pick)), _config(pick, pick.choice(known))
         try:
-            list(unpack(held, _config(pick, pick.choice(names))))
+            list(unpack(held, native))
         except UllageError:
             refused += 1
     assert 2000 < refused < 6000
