@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from analytic.errors import UllageError
+from analytic.errors import UllageError, UsageError
 from analytic.estimator import serving_dtype
 from analytic.formats.table import itemsize
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
-from analytic.request import Request
+from analytic.request import LARGEST, Request
 from analytic.state import caches, require_static, sequence_state_bytes
 from analytic.state.held import Held
 from analytic.weights import ServedGroup, Weights, weigh
@@ -114,6 +114,27 @@ class Caches:
     ubatch_size: int = 512
     swa_full: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what neither engine has, and sizes that cannot be."""
+        from analytic.state.llamacpp import CACHE_TYPES
+        from analytic.state.vllm import CACHE_DTYPES
+
+        named = (
+            ("kv-cache-dtype", self.kv_cache_dtype, tuple(CACHE_DTYPES)),
+            ("cache-type-k", self.cache_type_k, CACHE_TYPES),
+            ("cache-type-v", self.cache_type_v, CACHE_TYPES),
+        )
+        for flag, value, known in named:
+            if value not in known:
+                raise UsageError(f"--{flag}: {value!r} is not known", hint=f"one of {', '.join(known)}")
+        for flag, size in (("block-size", self.block_size), ("ubatch-size", self.ubatch_size)):
+            if size is not None and not 0 < size <= LARGEST_BLOCK:
+                raise UsageError(f"--{flag}: {size} must lie between 1 and {LARGEST_BLOCK:,}")
+
+
+LARGEST_BLOCK = 1_000_000
+"""The most tokens that a block or a batch may be asked to have."""
+
 
 VLLM_BLOCK, VLLM_LATENT_BLOCK = 16, 64
 """Tokens of a block by default, and of latent attention's kernels (FlashMLA)."""
@@ -133,6 +154,8 @@ def inspect(
     Raises:
         UllageError: a dtype or a format that cannot be, by name.
     """
+    if not 0 < sequences <= LARGEST["batch_size"]:
+        raise UsageError(f"--sequences: {sequences} must lie between 1 and {LARGEST['batch_size']:,}")
     request = Request(dtype=dtype, quantization=quantization, prompt_tokens=tokens, batch_size=sequences)
     served = serving_dtype(model, request)
     asked = _Asked(geometry=model.geometry, dtype=served, tokens=tokens, sequences=sequences, caches=held or Caches())

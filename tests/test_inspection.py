@@ -59,6 +59,22 @@ def test_a_format_that_is_not_known() -> None:
         inspected("llama-3.1-8b", quantization="int3")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-ctk", "q3"], "--cache-type-k: 'q3' is not known"),
+        (["--kv-cache-dtype", "magic"], "--kv-cache-dtype: 'magic' is not known"),
+        (["--block-size", "0"], "--block-size: 0 must lie between"),
+        (["-np", "0"], "--sequences: 0 must lie between"),
+        (["-c", "0"], "--tokens: '0' must be"),
+    ],
+)
+def test_a_flag_that_cannot_be_meant(flags: list[str], said: str) -> None:
+    done = run("inspect", "llama-3.1-8b", *flags)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from analytic.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
