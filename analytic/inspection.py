@@ -117,7 +117,7 @@ class Caches:
     def __post_init__(self) -> None:
         """Refuse what neither engine has, and sizes that cannot be."""
         from analytic.state.llamacpp import CACHE_TYPES
-        from analytic.state.vllm import CACHE_DTYPES
+        from analytic.state.vllm_specs import CACHE_DTYPES
 
         named = (
             ("kv-cache-dtype", self.kv_cache_dtype, tuple(CACHE_DTYPES)),

@@ -10,7 +10,9 @@ import pytest
 from analytic.errors import UllageError
 from analytic.models.config_reader import read_geometry
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
-from analytic.state.vllm import CACHE_DTYPES, Pool, pool, vllm_state
+from analytic.state.vllm import pool, vllm_state
+from analytic.state.vllm_pool import Pool
+from analytic.state.vllm_specs import CACHE_DTYPES
 
 GIB = 2**30
 PAGES = sorted(Path(__file__).parent.glob("data/vllm/*.json"))

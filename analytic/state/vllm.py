@@ -8,23 +8,28 @@ formulas are those of ``v1/kv_cache_interface.py`` (specs), ``v1/core/kv_cache_p
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from analytic.errors import UllageError
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent
 from analytic.state.held import Held
-
-KERNEL_BLOCK_TOKENS = 16
-"""Smallest block of the attention kernels that are not MLA's (``get_supported_kernel_block_sizes``)."""
-
-CONCURRENT_BATCHES = 2
-"""Batches in flight: asynchronous scheduling, without a pipeline (``config/vllm.py``, ``max_concurrent_batches``)."""
-
-SCALE_BYTES = 4
-"""One float32 scale a token, head and side (``v1/attention/backends/triton_attn.py``, ``customize_spec``)."""
+from analytic.state.vllm_pool import Pool, groups_of
+from analytic.state.vllm_specs import (
+    CACHE_DTYPES,
+    CONCURRENT_BATCHES,
+    KERNEL_BLOCK_TOKENS,
+    SCALE_BYTES,
+    CacheDtype,
+    ChunkedSpec,
+    FullSpec,
+    IndexerSpec,
+    LatentSpec,
+    RecurrentSpec,
+    SlidingSpec,
+    Spec,
+)
 
 NOT_SERVED: Mapping[str, str] = {"bamba": "0.23.0", "dots1": "0.23.0", "minimax": "0.23.0", "mpt": "0.28.0"}
 """Model types and the last vLLM that had them (``models/registry.py``, ``_PREVIOUSLY_SUPPORTED_MODELS``)."""
@@ -41,325 +46,6 @@ DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 GDN_CHECKPOINT_TOKENS: Mapping[str, int | None] = {"flashinfer": 64, "triton": None, "cutedsl": None}
 """Prefill backends of a gated delta net, and the alignment of the states that they export inside a prefill.
 FlashInfer's is the default on Hopper and Blackwell (``gdn/qwen_gdn_linear_attn.py``), Triton's elsewhere."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheDtype:
-    """What ``--kv-cache-dtype`` makes of one token."""
-
-    pair_bytes: Callable[[int, int, int], int] | None
-    """Bytes of a head's key and value from (key size, value size, the run's itemsize); None where no backend has it."""
-    latent_bytes: Callable[[int, int], int] | None
-    """Bytes of an MLA latent with its rotated key from (elements, the run's itemsize); None where no backend has it."""
-    sparse: bool = False
-    """Only the backends of sparse MLA have it."""
-
-
-def _plain(itemsize: int) -> CacheDtype:
-    return CacheDtype(
-        pair_bytes=lambda key, value, _: (key + value) * itemsize, latent_bytes=lambda size, _: size * itemsize
-    )
-
-
-def _pairs(pair_bytes: Callable[[int, int, int], int]) -> CacheDtype:
-    return CacheDtype(pair_bytes=pair_bytes, latent_bytes=None)
-
-
-def _packed_latent(fixed_bytes: int) -> CacheDtype:
-    return CacheDtype(pair_bytes=None, latent_bytes=lambda _size, _itemsize: fixed_bytes, sparse=True)
-
-
-_FP8 = _plain(1)
-_BYTE_SCALED = _pairs(lambda key, value, _: key + value + 2 * SCALE_BYTES)
-_NVFP4 = _pairs(lambda key, value, _: key // 2 + key // 16 + value // 2 + value // 16)
-
-CACHE_DTYPES: Mapping[str, CacheDtype] = {
-    "auto": CacheDtype(pair_bytes=lambda key, value, size: (key + value) * size, latent_bytes=lambda n, size: n * size),
-    "float16": _plain(2),
-    "bfloat16": _plain(2),
-    "fp8": _FP8,
-    "fp8_e4m3": _FP8,
-    "fp8_e5m2": _pairs(lambda key, value, _: key + value),
-    "int8_per_token_head": _BYTE_SCALED,
-    "fp8_per_token_head": _BYTE_SCALED,
-    "int4_per_token_head": _pairs(lambda key, value, _: key // 2 + value // 2 + 2 * SCALE_BYTES),
-    "nvfp4": _NVFP4,
-    "nvfp4_4over6": _NVFP4,
-    "fp8_ds_mla": _packed_latent(656),
-    "nvfp4_ds_mla": _packed_latent(352),
-}
-"""``config/cache.py`` (names), ``utils/torch_utils.py`` (sizes), ``customize_spec`` of triton_attn.py and flashinfer.py
-(scales), ``layers/attention/mla_attention.py`` (656 and 352). TurboQuant, Octave and UltraQuant are not modelled."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spec(ABC):
-    """One layer's cache (``KVCacheSpec``)."""
-
-    kind: ClassVar[str]
-    padded_bytes: int | None = None
-    """Bytes of a page that is padded to another layer's; None where it is not."""
-
-    @property
-    @abstractmethod
-    def content_bytes(self) -> int:
-        """Bytes of a block in this layer, without padding."""
-
-    @property
-    @abstractmethod
-    def span_tokens(self) -> int | None:
-        """Tokens that a block stands for; None where one block serves a whole sequence."""
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a block in this layer (``page_size_bytes``)."""
-        return self.content_bytes if self.padded_bytes is None else self.padded_bytes
-
-    @property
-    @abstractmethod
-    def type_key(self) -> tuple[object, ...]:
-        """Layers that agree in this need the same number of blocks (``is_uniform_with_collection``)."""
-
-    @abstractmethod
-    def blocks_for(self, tokens: int, in_flight_tokens: int) -> int:
-        """Blocks that vLLM plans for a request of up to ``tokens`` tokens (``max_memory_usage_bytes``)."""
-
-    @abstractmethod
-    def blocks_held(self, tokens: int) -> int:
-        """Blocks of a sequence that decodes its ``tokens``-th token (``v1/core/single_type_kv_cache_manager.py``)."""
-
-    @abstractmethod
-    def with_page(self, page_bytes: int) -> "Spec":
-        """The same layer with a larger page (``unify_kv_cache_spec_page_size``)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FullSpec(Spec):
-    """Every token's key and value (``FullAttentionSpec``)."""
-
-    kind: ClassVar[str] = "full attention"
-    block_tokens: int
-    kv_heads: int
-    """Key heads of one rank."""
-    head_dim: int
-    v_head_dim: int
-    head_bytes: int
-    """Bytes of one token in one head: key, value and scales."""
-
-    @property
-    def type_key(self) -> tuple[object, ...]:
-        """Whatever the heads, and latent or not."""
-        return FullSpec.kind, self.block_tokens
-
-    @property
-    def content_bytes(self) -> int:
-        """Tokens × heads × bytes."""
-        return self.block_tokens * self.kv_heads * self.head_bytes
-
-    @property
-    def span_tokens(self) -> int | None:
-        """The block's tokens."""
-        return self.block_tokens
-
-    def blocks_for(self, tokens: int, in_flight_tokens: int) -> int:
-        """A block for every ``block_tokens`` begun."""
-        return math.ceil(tokens / self.block_tokens)
-
-    def blocks_held(self, tokens: int) -> int:
-        """The same: none is freed before the request ends."""
-        return math.ceil(tokens / self.block_tokens)
-
-    def with_page(self, page_bytes: int) -> "FullSpec":
-        """More tokens a block where that fits exactly, else padding."""
-        ratio, rest = divmod(page_bytes, self.page_bytes)
-        if rest:
-            return replace(self, padded_bytes=page_bytes)
-        return replace(self, block_tokens=self.block_tokens * ratio)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentSpec(FullSpec):
-    """Every token's latent and rotated key, one head on every rank (``MLAAttentionSpec``)."""
-
-    kind: ClassVar[str] = "latent attention"
-
-    def with_page(self, page_bytes: int) -> "FullSpec":
-        """More tokens a block; latents cannot be padded."""
-        if page_bytes % self.page_bytes:
-            raise UllageError(
-                "latent attention beside other caches whose pages it does not divide is not modelled for vLLM 0.33.0",
-                hint="measure this model instead",
-            )
-        return replace(self, block_tokens=self.block_tokens * (page_bytes // self.page_bytes))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexerSpec(LatentSpec):
-    """Every token's key for the choice of tokens in sparse attention (``DeepseekV32IndexerCache``)."""
-
-    kind: ClassVar[str] = "sparse indexer"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlidingSpec(FullSpec):
-    """The tokens of a window and those of the batches in flight (``SlidingWindowSpec``)."""
-
-    kind: ClassVar[str] = "sliding window"
-    window_tokens: int
-
-    @property
-    def type_key(self) -> tuple[object, ...]:
-        """The window too."""
-        return self.kind, self.block_tokens, self.window_tokens
-
-    def blocks_for(self, tokens: int, in_flight_tokens: int) -> int:
-        """One block more than the tokens fill: a window need not start where a block does."""
-        return math.ceil(min(self.window_tokens - 1 + in_flight_tokens, tokens) / self.block_tokens) + 1
-
-    def blocks_held(self, tokens: int) -> int:
-        """Those that the window still reaches."""
-        return math.ceil(tokens / self.block_tokens) - max(tokens - self.window_tokens, 0) // self.block_tokens
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChunkedSpec(FullSpec):
-    """The tokens of a chunk and those of the batches in flight (``ChunkedLocalAttentionSpec``)."""
-
-    kind: ClassVar[str] = "chunked attention"
-    chunk_tokens: int
-
-    @property
-    def type_key(self) -> tuple[object, ...]:
-        """The chunk too."""
-        return self.kind, self.block_tokens, self.chunk_tokens
-
-    def blocks_for(self, tokens: int, in_flight_tokens: int) -> int:
-        """Chunks start where blocks do."""
-        return math.ceil(min(self.chunk_tokens + in_flight_tokens, tokens) / self.block_tokens)
-
-    def blocks_held(self, tokens: int) -> int:
-        """Those of the chunk that the last token is in."""
-        before = (tokens - 1) // self.chunk_tokens * self.chunk_tokens
-        return math.ceil(tokens / self.block_tokens) - before // self.block_tokens
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecurrentSpec(Spec):
-    """Convolution and recurrent state, one copy a block (``MambaSpec``)."""
-
-    kind: ClassVar[str] = "recurrent"
-    state_bytes: int
-    """Both states of one layer on one rank."""
-    block_tokens: int | None
-    """Tokens between states that prefix caching may keep; None without it."""
-    checkpoint_tokens: int | None = None
-    """Alignment of a state that the kernel exports from inside a prefill, in a block of its own; None without one."""
-
-    @property
-    def content_bytes(self) -> int:
-        """A block is a state."""
-        return self.state_bytes
-
-    @property
-    def span_tokens(self) -> int | None:
-        """Tokens between kept states."""
-        return self.block_tokens
-
-    @property
-    def type_key(self) -> tuple[object, ...]:
-        """The page too."""
-        return self.kind, self.block_tokens, self.page_bytes, self.checkpoint_tokens
-
-    def blocks_for(self, tokens: int, in_flight_tokens: int) -> int:
-        """One state; with prefix caching the one before it too, and one inside a prefill."""
-        return 1 if self.block_tokens is None else 2 + (self.checkpoint_tokens is not None)
-
-    def blocks_held(self, tokens: int) -> int:
-        """The running state, and the one it was copied from until the next token."""
-        if self.block_tokens is None:
-            return 1
-        return math.ceil(tokens / self.block_tokens) - max(tokens - 2, 0) // self.block_tokens
-
-    def with_page(self, page_bytes: int) -> "RecurrentSpec":
-        """Padding: a state has no tokens to add."""
-        return replace(self, padded_bytes=page_bytes)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Layers with one block table (``KVCacheGroupSpec``)."""
-
-    specs: tuple[Spec, ...]
-    """One a layer."""
-
-    @property
-    def kind(self) -> str:
-        """In the field's words."""
-        return self.specs[0].kind
-
-    @property
-    def block_tokens(self) -> int | None:
-        """Tokens that a block of this group stands for; None where one block serves a whole sequence."""
-        return self.specs[0].span_tokens
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a block that this group's layers lay out, their own padding included."""
-        return sum(spec.page_bytes for spec in self.specs)
-
-    @property
-    def content_bytes(self) -> int:
-        """Bytes of a block that this group's layers use."""
-        return sum(spec.content_bytes for spec in self.specs)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
-    """The blocks of one rank, and what requests take of them."""
-
-    groups: tuple[Group, ...]
-    in_flight_tokens: int
-    """Tokens that are scheduled and not yet settled, whose blocks a window cannot free (``max_in_flight_tokens``)."""
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block over all layers: those of the widest group (``_get_kv_cache_bytes_per_block``)."""
-        return max(group.page_bytes for group in self.groups)
-
-    @property
-    def layers_per_group(self) -> tuple[int, ...]:
-        """Layers of each group; a group with fewer than the widest wastes the rest of its blocks."""
-        return tuple(len(group.specs) for group in self.groups)
-
-    def group_blocks_for(self, tokens: int) -> tuple[int, ...]:
-        """Blocks of each group that vLLM plans for a request of up to ``tokens`` tokens."""
-        return tuple(
-            max(spec.blocks_for(tokens, self.in_flight_tokens) for spec in group.specs) for group in self.groups
-        )
-
-    def blocks_for(self, tokens: int) -> int:
-        """Blocks that vLLM plans for a request of up to ``tokens`` tokens."""
-        return sum(self.group_blocks_for(tokens))
-
-    def blocks_held(self, tokens: int) -> int:
-        """Blocks of a sequence that decodes its ``tokens``-th token; a prefill may hold more, up to ``blocks_for``."""
-        return sum(max(spec.blocks_held(tokens) for spec in group.specs) for group in self.groups)
-
-    def blocks_in(self, budget_bytes: int) -> int:
-        """Blocks that a budget buys (``num_blocks``); one of them is the null block, which no request gets."""
-        return budget_bytes // self.block_bytes
-
-    def max_concurrency(self, budget_bytes: int, tokens: int) -> float:
-        """Requests of ``tokens`` tokens at once, as vLLM prints it (``get_max_concurrency_for_kv_cache_config``)."""
-        return self.blocks_in(budget_bytes) / self.blocks_for(tokens)
-
-    def capacity_tokens(self, budget_bytes: int, tokens: int) -> int:
-        """The tokens that vLLM prints for a ``--max-model-len`` of ``tokens`` (``get_kv_cache_capacity``)."""
-        return int(self.max_concurrency(budget_bytes, tokens) * tokens)
-
-    def fits(self, budget_bytes: int, tokens: int) -> bool:
-        """Whether vLLM starts with a ``--max-model-len`` of ``tokens`` (``_check_enough_kv_cache_memory``)."""
-        return (self.blocks_for(tokens) + 1) * self.block_bytes <= budget_bytes
 
 
 def pool(
@@ -401,7 +87,7 @@ def pool(
         sparse=any(isinstance(mixer, LatentAttention) and mixer.index_head_dim is not None for mixer in mixers),
     )
     return Pool(
-        groups=tuple(_groups(_aligned([spec for mixer in mixers for spec in _specs(mixer, run)], run))),
+        groups=tuple(groups_of(_aligned([spec for mixer in mixers for spec in _specs(mixer, run)], run))),
         in_flight_tokens=CONCURRENT_BATCHES * max_num_batched_tokens,
     )
 
@@ -645,28 +331,3 @@ def _on_block(spec: Spec, block_tokens: int, page_bytes: int) -> Spec:
         return replace(spec, block_tokens=span, padded_bytes=page_bytes)
     assert isinstance(spec, FullSpec)
     return replace(spec, block_tokens=block_tokens)
-
-
-def _groups(specs: list[Spec]) -> Iterable[Group]:
-    """``get_kv_cache_groups``: one group where all layers need the same blocks, else equal shares of each kind."""
-    if not specs:
-        raise UllageError("no layer of this model stores state", hint="vLLM needs no KV cache for it")
-    if len({spec.type_key for spec in specs}) == 1:
-        return [Group(specs=tuple(specs))]
-    page_bytes = max(spec.page_bytes for spec in specs)
-    buckets: dict[Spec, int] = {}
-    for spec in specs:
-        same_page = spec if spec.page_bytes == page_bytes else spec.with_page(page_bytes)
-        buckets[same_page] = buckets.get(same_page, 0) + 1
-    return list(_shares(buckets))
-
-
-def _shares(buckets: Mapping[Spec, int]) -> Iterator[Group]:
-    """``_get_kv_cache_groups_uniform_page_size``: as many layers a group as the rarest kind has, or the commonest
-    where that is less than half as many again."""
-    least, most = min(buckets.values()), max(buckets.values())
-    size = most if most < least * 1.5 else least
-    for spec, layers in buckets.items():
-        groups = math.ceil(layers / size)
-        for index in range(groups):
-            yield Group(specs=(spec,) * len(range(index, layers, groups)))
