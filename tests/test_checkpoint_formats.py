@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from loopback_hub import LoopbackHub, safetensors_head
 from test_weights import resident_bytes
 
 from analytic.errors import UllageError
@@ -90,6 +91,47 @@ def test_checkpoints_of_modelopt_are_read_to_the_byte(case: dict[str, Any]) -> N
     assert weights.bytes + scales_of_cache == model.stored_bytes == sum(t.bytes for t in tensors)
     assert model.parameters == dense().num_parameters()
     assert sum(1 for group in model.tensors if group.pieces) == 7
+
+
+def older(case: dict[str, Any]) -> dict[str, Any]:
+    """The config of an older checkpoint, which says nothing of its quantisation."""
+    return {key: value for key, value in case["config"].items() if key != "quantization_config"}
+
+
+def test_what_older_checkpoints_of_modelopt_say_in_a_file_beside(tmp_path: Path) -> None:
+    case = next(case for case in recorded("modelopt") if case["name"] == "nvfp4")
+    (tmp_path / "config.json").write_text(json.dumps(older(case)))
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(case["hf_quant_config"]))
+    tensors = {n: (d, tuple(s), stored(n, d, s).bytes) for n, (d, s) in case["header"].items()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_head(tensors).head)
+    with (tmp_path / "model.safetensors").open("r+b") as stream:
+        stream.truncate(safetensors_head(tensors).size)
+    model = resolve(str(tmp_path))
+    assert model.native_format == "modelopt"
+    assert "nvfp4" in weigh(model, dtype="bfloat16", quantization=None).by_format
+    (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+    other = {"quantization": {**case["hf_quant_config"]["quantization"], "quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(other))
+    with pytest.raises(UllageError, match=r"says quant_algo 'FP8', config\.json 'NVFP4'"):
+        resolve(str(tmp_path))
+
+
+def test_the_same_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in recorded("modelopt") if case["name"] == "fp8")
+    tensors = {n: (d, tuple(s), stored(n, d, s).bytes) for n, (d, s) in case["header"].items()}
+    with LoopbackHub() as hub:
+        hub.patch(monkeypatch, tmp_path)
+        said = json.dumps(case["hf_quant_config"]).encode()
+        files = {"config.json": json.dumps(older(case)).encode(), "hf_quant_config.json": said}
+        hub.add("acme/fp8", {**files, "model.safetensors": safetensors_head(tensors)})
+        assert resolve("acme/fp8").native_format == "modelopt"
+
+
+def test_mlx_packs_the_embedding_too() -> None:
+    model = resolve("llama-3.1-8b")
+    weights = weigh(model, dtype="bfloat16", quantization="mlx-int4")
+    matrices = sum(g.elements * g.count for g in model.tensors if len(g.shape) == 2)
+    assert weights.by_format["mlx-int4-g64"] == matrices * 9 // 16  # 4 bits and 2 x 16 a group of 64
 
 
 TORCHAO = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from analytic.formats.registry import methods, presets
-from analytic.formats.scheme import EXPERT, LINEAR
+from analytic.formats.scheme import EMBEDDING, EXPERT, LINEAR
 from analytic.formats.table import FORMATS
 
 SAMPLE = (4096, 4096)
@@ -39,7 +39,11 @@ def read_methods() -> tuple[str, ...]:
 def _packed(name: str) -> Row:
     preset, _ = presets()[name]
     parts = (part for part in preset.scheme.parts(SAMPLE) if part.presence != "rare")
-    kinds = {frozenset({LINEAR}): "linear", frozenset({EXPERT}): "experts"}
+    kinds = {
+        frozenset({LINEAR}): "linear",
+        frozenset({EXPERT}): "experts",
+        frozenset({LINEAR, EXPERT, EMBEDDING}): "all matrices",
+    }
     return Row(
         name=name,
         bits_per_weight=8 * sum(part.bytes for part in parts) / prod(SAMPLE),

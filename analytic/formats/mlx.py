@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from analytic.formats.reading import choice, reject, whole
-from analytic.formats.scheme import Held, Method, Part, Preset, Rules, Scheme, Serving, divided
+from analytic.formats.scheme import (
+    EMBEDDING,
+    EXPERT,
+    LINEAR,
+    Held,
+    Method,
+    Part,
+    Preset,
+    Rules,
+    Scheme,
+    Serving,
+    divided,
+)
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -78,14 +90,15 @@ def _scheme(native: Mapping[str, Any]) -> Mlx:
 
 _OF_MODE = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 
+_ALL = frozenset({LINEAR, EXPERT, EMBEDDING})
+_SOURCE = "mlx-lm convert -q (utils.py, quantize_model): all that mlx.nn can quantise, the embedding too"
+
 METHOD = Method(
     names=("mlx",),
     read=read,
     presets=(
-        Preset(
-            name="mlx-int4", scheme=Mlx(bits=4, group_size=64), source="mlx-lm convert -q: linear layers and experts"
-        ),
-        Preset(name="mlx-int8", scheme=Mlx(bits=8, group_size=64), source="mlx-lm convert -q --q-bits 8"),
+        Preset(name="mlx-int4", scheme=Mlx(bits=4, group_size=64), takes=_ALL, source=_SOURCE),
+        Preset(name="mlx-int8", scheme=Mlx(bits=8, group_size=64), takes=_ALL, source=_SOURCE),
     ),
     transformers=Serving(note="transformers does not load MLX checkpoints: counted as stored"),
 )

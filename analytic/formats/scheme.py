@@ -105,7 +105,7 @@ class Rules:
         return next((scheme for takes, scheme in self.overrides if takes(module)), self.default)
 
 
-LINEAR, EXPERT = "linear", "expert"
+LINEAR, EXPERT, EMBEDDING = "linear", "expert", "embedding"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ class Preset:
     aliases: tuple[str, ...] = ()
     """Other names that it goes by."""
     takes: frozenset[str] = frozenset({LINEAR, EXPERT})
-    """Kinds of matrices that it packs: linear layers (without the output head), and experts."""
+    """Kinds of matrices that it packs: linear layers, experts, and embeddings with the output head."""
     beforehand: bool = True
     """Whether a tool makes a checkpoint of it: the decoder's layers only, each expert's gate and up by themselves. Else
     transformers makes it while it loads: every linear layer but the output head, experts as it stacks them."""

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analytic.errors import UllageError, UsageError
-from analytic.models.configfile import CONFIG, MAX_CONFIG_BYTES, parse_config, read_bounded, read_config
+from analytic.models.configfile import (
+    CONFIG,
+    MAX_CONFIG_BYTES,
+    QUANT_CONFIG,
+    parse_config,
+    read_bounded,
+    read_config,
+    with_quantization,
+)
 from analytic.models.hubcache import COMMIT, HubModel, keep, load, remembered
 from analytic.models.ranges import UnreachableError, naming, read_range
 from analytic.models.safetensors import (
@@ -105,6 +113,9 @@ def _download(repo_id: str, commit: str, sizes: Mapping[str, int | None]) -> Hub
         hint = f"for a GGUF repository, name the quantisation: {repo_id}:Q4_K_M; an adapter needs its base model"
         raise UllageError(f"{repo_id}: no {CONFIG} in the repository", hint=hint)
     config = parse_config(_small_file(repo_id, commit, CONFIG, sizes, limit_bytes=MAX_CONFIG_BYTES), where)
+    if QUANT_CONFIG in sizes:
+        beside = _small_file(repo_id, commit, QUANT_CONFIG, sizes, limit_bytes=MAX_CONFIG_BYTES)
+        config = with_quantization(config, beside, f"{repo_id}/{QUANT_CONFIG}")
     return HubModel(id=repo_id, commit=commit, config=config, tensors=_tensors(repo_id, commit, sizes))
 
 

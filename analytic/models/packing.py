@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from analytic.formats.scheme import EXPERT, LINEAR, Preset, Rules, Scheme
+from analytic.formats.scheme import EMBEDDING, EXPERT, LINEAR, Preset, Rules, Scheme
 from analytic.formats.table import FORMATS
 from analytic.models.inventory import Piece, TensorGroup
 
@@ -15,18 +15,22 @@ def pack(groups: Iterable[TensorGroup], preset: Preset, *, decoder: Iterable[Ten
         UllageError: a matrix that the format cannot hold.
     """
     inside = set(decoder) if preset.beforehand else None
+
+    def takes(group: TensorGroup) -> bool:
+        kind = kind_of(group)
+        return kind in preset.takes and (inside is None or group in inside or kind == EMBEDDING)
+
     return tuple(
-        packed_group(group, preset.scheme, splits=preset.beforehand)
-        if kind_of(group) in preset.takes and (inside is None or group in inside)
-        else group
-        for group in groups
+        packed_group(group, preset.scheme, splits=preset.beforehand) if takes(group) else group for group in groups
     )
 
 
 def kind_of(group: TensorGroup) -> str | None:
-    """What a format can take a group's tensors for: linear layers, experts, or nothing."""
+    """What a format can take a group's tensors for: linear layers, experts, embeddings, or nothing."""
     if group.stored != "model":
         return None
+    if group.role in ("embedding", "output"):
+        return EMBEDDING if len(group.shape) == 2 else None
     if group.role == "expert" and (len(group.shape) == 3 or group.copies > 1):
         return EXPERT
     return LINEAR if group.converts and len(group.shape) == 2 else None
@@ -35,7 +39,7 @@ def kind_of(group: TensorGroup) -> str | None:
 def pack_by_rules(groups: Iterable[TensorGroup], rules: Rules) -> Iterator[TensorGroup]:
     """The groups as a checkpoint with these rules holds them, layer by layer where the rules tell layers apart."""
     for group in groups:
-        if kind_of(group) is None:
+        if kind_of(group) not in (LINEAR, EXPERT):
             yield group
             continue
         by_scheme: dict[Scheme | None, list[int]] = {}
