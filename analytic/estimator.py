@@ -22,7 +22,7 @@ from analytic.models.packed import quantization_of, weight_bits
 from analytic.models.resolve import resolve
 from analytic.placement import balance
 from analytic.quantity import GiB
-from analytic.request import LARGEST, Request
+from analytic.request import LARGEST, Request, serving_dtype
 from analytic.rule import BITS, Rule, apply_rule
 from analytic.state import cached_tokens, sequence_state_bytes_per_token
 from analytic.weights import QUANTIZATIONS, Weights, is_packing, weigh
@@ -259,20 +259,6 @@ def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int]:
             raise UsageError(f"{gpu!r} and {gpus} GPUs contradict each other", hint="give the number once")
         return named, spec
     return (find_gpu(gpu) if isinstance(gpu, str) else gpu), count
-
-
-def serving_dtype(model: Model, request: Request) -> str:
-    """The dtype that the unquantised tensors are served in.
-
-    Raises:
-        UllageError: the model names none and the request neither, or it is not served.
-    """
-    dtype = model.dtype if request.dtype == "auto" else request.dtype
-    if dtype is None:
-        raise UllageError(f"{model.id} does not name its dtype", hint="add --dtype bfloat16, float16 or float32")
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise UllageError(f"{model.id}: dtype {dtype!r} is not served", hint="add --dtype bfloat16")
-    return dtype
 
 
 def _as_served(model: Model, request: Request, gpu: Gpu | None) -> Request:

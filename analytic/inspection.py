@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from analytic.errors import UllageError, UsageError
-from analytic.estimator import serving_dtype
 from analytic.formats.table import itemsize
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
-from analytic.request import LARGEST, Request
+from analytic.request import LARGEST, Request, serving_dtype
 from analytic.state import caches, require_static, sequence_state_bytes
 from analytic.state.held import Held
 from analytic.weights import ServedGroup, Weights, weigh

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from analytic.errors import UsageError
+from analytic.errors import UllageError, UsageError
 from analytic.formats.registry import presets
+from analytic.models.model import Model
 from analytic.weights import DTYPES, QUANTIZATIONS
 
 Engine = Literal["transformers"]
@@ -80,3 +81,17 @@ def _choose(flag: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         named = ", ".join(str(choice) for choice in choices if choice is not None)
         raise UsageError(f"--{flag}: {value!r} is not known", hint=f"one of {named}")
+
+
+def serving_dtype(model: Model, request: Request) -> str:
+    """The dtype that the unquantised tensors are served in.
+
+    Raises:
+        UllageError: the model names none and the request neither, or it is not served.
+    """
+    dtype = model.dtype if request.dtype == "auto" else request.dtype
+    if dtype is None:
+        raise UllageError(f"{model.id} does not name its dtype", hint="add --dtype bfloat16, float16 or float32")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UllageError(f"{model.id}: dtype {dtype!r} is not served", hint="add --dtype bfloat16")
+    return dtype

@@ -17,7 +17,6 @@ from typing import Any
 from analytic.calibration import Calibration, require_gpu
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import run as estimate
-from analytic.estimator import serving_dtype
 from analytic.measurement import (
     Advice,
     Device,
@@ -34,7 +33,7 @@ from analytic.measurement import (
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
 from analytic.models.twin import twin_config
-from analytic.request import Request
+from analytic.request import Request, serving_dtype
 from profiler.case import Case
 from profiler.nvml import first_visible, open_nvml, refuse_if_busy
 from profiler.scratch import scratch_directory
