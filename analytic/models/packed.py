@@ -98,19 +98,28 @@ class _Sorter:
     """What was found of modules alike."""
 
     def sort(self, stored: Iterable[StoredTensor]) -> Iterator[Unpacked]:
-        dropped, suffixes = re.compile(self.method.dropped), self._suffixes()
-        modules: dict[str, dict[str, StoredTensor]] = {}
-        for tensor in stored:
-            if not dropped.search(tensor.name):
-                suffix = next((s for s in suffixes if tensor.name.endswith(s)), "")
-                modules.setdefault(tensor.name[: len(tensor.name) - len(suffix)], {})[suffix] = tensor
-        beside = re.compile(self.method.beside)
+        modules, beside = self._by_module(stored), re.compile(self.method.beside)
         for module, held in modules.items():
             scheme = self._packed_by(held)
             if scheme is None:
                 yield from (_beside(t) if beside.search(t.name) else _plain(t) for t in held.values())
             else:
                 yield from self._join(self._agreed(module, held, scheme), module, held)
+
+    def _by_module(self, stored: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
+        """Tensors by the module that they belong to and what follows its name."""
+        dropped, suffixes = re.compile(self.method.dropped), self._suffixes()
+        modules: dict[str, dict[str, StoredTensor]] = {}
+        for tensor in stored:
+            name = tensor.name
+            if dropped.search(name):
+                continue
+            if not name.endswith(suffixes):
+                modules.setdefault(name, {})[""] = tensor
+                continue
+            suffix = next(suffix for suffix in suffixes if name.endswith(suffix))
+            modules.setdefault(name[: -len(suffix)], {})[suffix] = tensor
+        return modules
 
     def _suffixes(self) -> tuple[str, ...]:
         """Every suffix of a part, longest first."""
