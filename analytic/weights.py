@@ -9,6 +9,7 @@ from analytic.formats.dtypes import DTYPE_BITS
 from analytic.formats.registry import find_method, find_preset
 from analytic.formats.scheme import Serving
 from analytic.formats.table import FORMATS, find_format, itemsize
+from analytic.models.as_gguf import as_gguf
 from analytic.models.inventory import Piece, TensorGroup
 from analytic.models.model import Model
 from analytic.models.packing import pack
@@ -79,7 +80,11 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
     Raises:
         UllageError: the model is already quantised and would have to be quantised again, or cannot be.
     """
-    if quantization not in (None, "none") and model.native_format is not None:
+    if (
+        quantization not in (None, "none")
+        and model.native_format is not None
+        and not _is_converted(model, quantization)
+    ):
         raise UllageError(
             f"{model.id} is published in {model.native_format}, which transformers does not quantise again",
             hint="leave --quantization out, or serve it dequantised with --quantization none",
@@ -90,14 +95,15 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
             f"{model.id} is published in {model.native_format}, which transformers does not dequantise",
             hint="leave --quantization out to serve it as published",
         )
-    tensors, serving = (
-        model.tensors,
-        method.transformers if method else Serving(),
-    )
+    tensors, serving = model.tensors, method.transformers if method else Serving()
     before = tensors
     if is_packing(quantization):
         preset, method = find_preset(str(quantization))
-        tensors, serving = pack(before, preset, decoder=filter(model.is_decoder, before)), method.transformers
+        serving = method.transformers
+        if preset.mixture:
+            tensors = as_gguf(model, preset.mixture, dtype=dtype)
+        else:
+            tensors = pack(before, preset, decoder=filter(model.is_decoder, before))
         if preset.beforehand:
             before = tensors
     stacked = STACKED_AT_LOAD.get(model.geometry.model_type, 0.0)
@@ -113,6 +119,11 @@ def weigh(model: Model, *, dtype: str, quantization: str | None) -> Weights:
         by_role=_sums((s.group.role, s.bytes) for s in persistent),
         unconverted=_sums((s.group.name, s.bytes) for s in persistent if _left_out(s, quantization)),
     )
+
+
+def _is_converted(model: Model, quantization: str | None) -> bool:
+    """Whether a tool dequantises the checkpoint first: llama.cpp's converter does, from fp8."""
+    return model.native_format == "fp8" and is_packing(quantization) and bool(find_preset(str(quantization))[0].mixture)
 
 
 def is_packing(quantization: str | None) -> bool:

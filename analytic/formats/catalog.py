@@ -47,7 +47,7 @@ def _packed(name: str) -> Row:
     return Row(
         name=name,
         bits_per_weight=8 * sum(part.bytes for part in parts) / prod(SAMPLE),
-        packs=kinds.get(preset.takes, "linear and experts"),
+        packs="a mixture" if preset.mixture else kinds.get(preset.takes, "linear and experts"),
         made="beforehand" if preset.beforehand else "while loading",
         source=preset.source,
     )

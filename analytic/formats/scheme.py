@@ -121,6 +121,8 @@ class Preset:
     beforehand: bool = True
     """Whether a tool makes a checkpoint of it: the decoder's layers only, each expert's gate and up by themselves. Else
     transformers makes it while it loads: every linear layer but the output head, experts as it stacks them."""
+    mixture: str = ""
+    """The mixture of llama.cpp's that it is: ``scheme`` is then that of most tensors only."""
     source: str
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from analytic.formats.ggml import row_of
+from analytic.formats.gguf_mixtures import Tensor
 from analytic.models.gguf import GgufHeader, GgufTensor
 from analytic.models.gguf_config import config_of
 from analytic.models.inventory import TensorGroup
@@ -41,14 +42,14 @@ def from_gguf(header: GgufHeader, *, id: str, source: Source = "gguf", revision:
         architecture=header.architecture,
         dtype="bfloat16" if any(tensor.type.name == "BF16" for tensor in header.tensors) else "float16",
         config=config,
-        tensors=tuple(_groups(header.tensors, config["num_hidden_layers"])),
+        tensors=tuple(group_tensors(header.tensors, layers=config["num_hidden_layers"])),
         stored_bytes=sum(tensor.bytes for tensor in header.tensors),
         notes=tuple(_notes(header.tensors, config["num_hidden_layers"])),
     )
 
 
-def _groups(tensors: Iterable[GgufTensor], layers: int) -> Iterator[TensorGroup]:
-    """Tensors that differ only in their block as one group."""
+def group_tensors(tensors: Iterable[GgufTensor | Tensor], *, layers: int) -> Iterator[TensorGroup]:
+    """Tensors that differ only in their block as one group; blocks beyond ``layers`` are not served."""
     members: dict[tuple[str, tuple[int, ...], str], list[int | None]] = {}
     for tensor in tensors:
         match = _BLOCK.match(tensor.name)

@@ -82,8 +82,8 @@ class Model:
         return max(sizes, key=sizes.__getitem__, default="")
 
     def is_decoder(self, group: TensorGroup) -> bool:
-        """Whether ``group`` belongs to the decoder's layers."""
-        return group.layers is not None and group.name.startswith(self._decoder_prefix)
+        """Whether ``group`` belongs to the decoder's layers, under their own names or GGUF's."""
+        return group.layers is not None and group.name.startswith((self._decoder_prefix, "blk."))
 
     def is_after_layers(self, group: TensorGroup) -> bool:
         """Whether ``group`` follows the decoder's layers: the output head, or the final norm."""
