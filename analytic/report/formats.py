@@ -29,5 +29,5 @@ def print_formats(rows: Sequence[Row], console: Console) -> None:
         table.add_row(row.name, f"{row.bits_per_weight:.3f}", row.packs, row.made)
     console.print(table)
     console.print("\nbits: of a weight in a 4,096 x 4,096 matrix, with scales and all that stands beside it.")
-    console.print("a mixture: llama-quantize gives some tensors more bits, some fewer; the figure is that of the others.")
+    console.print("a mixture: llama-quantize gives some tensors more bits, some fewer; the figure is the base type's.")
     console.print(f"Published checkpoints that are read: {', '.join(read_methods())}; safetensors in any dtype.")
