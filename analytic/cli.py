@@ -212,6 +212,7 @@ def inspect(
     quantization: str | None = None,
     tokens: Annotated[str, Parameter(alias=("--max-model-len", "--ctx-size", "-c"))] = "4096",
     sequences: Annotated[Whole, Parameter(alias=("--max-num-seqs", "--parallel", "-np"))] = 1,
+    quantized_cache: str = "int4",
     kv_cache_dtype: str = "auto",
     block_size: Whole | None = None,
     cache_type_k: Annotated[str, Parameter(alias="-ctk")] = "f16",
@@ -238,6 +239,8 @@ def inspect(
         Tokens of each sequence, for its cache: 4096, 32k (32,000) or 32K (32,768).
     sequences
         Sequences at once.
+    quantized_cache
+        Format of transformers' quantised cache: int8, int4, int3, int2, int1 (HQQ), fp8.
     kv_cache_dtype
         vLLM's cache dtype: auto, fp8, fp8_e4m3, fp8_e5m2, bfloat16, nvfp4 …
     block_size
@@ -273,6 +276,7 @@ def inspect(
         tokens=parse_tokens(tokens, what="--tokens"),
         sequences=sequences,
         held=Caches(
+            quantized_cache=quantized_cache,
             kv_cache_dtype=kv_cache_dtype,
             block_size=block_size,
             cache_type_k=cache_type_k,

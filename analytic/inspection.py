@@ -103,8 +103,10 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caches:
-    """How vLLM and llama.cpp are asked to hold the state, by their own names."""
+    """How the holders are asked to hold the state, by their own names."""
 
+    quantized_cache: str = "int4"
+    """Format of transformers' quantised cache."""
     kv_cache_dtype: str = "auto"
     block_size: int | None = None
     """Tokens of a block of vLLM's; None: what its backends take."""
@@ -114,11 +116,13 @@ class Caches:
     swa_full: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what neither engine has, and sizes that cannot be."""
+        """Refuse what no engine has, and sizes that cannot be."""
         from analytic.state.llamacpp import CACHE_TYPES
+        from analytic.state.quantized import FORMATS
         from analytic.state.vllm_specs import CACHE_DTYPES
 
         named = (
+            ("quantized-cache", self.quantized_cache, FORMATS),
             ("kv-cache-dtype", self.kv_cache_dtype, tuple(CACHE_DTYPES)),
             ("cache-type-k", self.cache_type_k, CACHE_TYPES),
             ("cache-type-v", self.cache_type_v, CACHE_TYPES),
@@ -299,6 +303,21 @@ def _static(asked: _Asked) -> tuple[Held, ...]:
     return (Held(kind="all layers", layers=layers, bytes=held, bytes_per_token=0, note="all its room"),)
 
 
+def _quantized(asked: _Asked) -> tuple[Held, ...]:
+    from analytic.state.quantized import quantized_state_bytes
+
+    held = quantized_state_bytes(
+        asked.geometry,
+        format=asked.caches.quantized_cache,
+        prompt_tokens=asked.tokens,
+        total_tokens=asked.tokens,
+        sequences=asked.sequences,
+        itemsize=itemsize(asked.dtype),
+    )
+    layers = sum(count for _, count in asked.geometry.groups)
+    return (Held(kind="all layers", layers=layers, bytes=held, bytes_per_token=0, note=asked.caches.quantized_cache),)
+
+
 def _paged(asked: "_Asked") -> tuple[Held, ...]:
     from analytic.state.vllm import vllm_state
 
@@ -330,6 +349,7 @@ def _in_cells(asked: "_Asked") -> tuple[Held, ...]:
 HOLDERS: dict[str, Callable[["_Asked"], tuple[Held, ...]]] = {
     "transformers, dynamic cache": _dynamic,
     "transformers, static cache": _static,
+    "transformers, quantized cache": _quantized,
     "vLLM, paged": _paged,
     "llama.cpp": _in_cells,
 }

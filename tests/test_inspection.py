@@ -30,7 +30,10 @@ def test_llama_in_numbers() -> None:
     found = inspected("llama-3.1-8b", tokens=1000, sequences=3)
     state = found["sequence_state"]
     assert state["bytes_per_token"] == 32 * 8 * (128 + 128) * 2
-    assert {h["holder"]: h["bytes"] for h in state["holders"]}["transformers, dynamic cache"] == 3 * 1000 * 131_072
+    held = {h["holder"]: h["bytes"] for h in state["holders"]}
+    assert held["transformers, dynamic cache"] == 3 * 1000 * 131_072
+    assert held["transformers, static cache"] == 3 * 1000 * 131_072 + 32 * 8  # and each layer's count of tokens
+    assert held["transformers, quantized cache"] == 3 * 1000 * 65_536 // 64 * (32 + 2 * 2)  # 64 of 4 bits, scale, zero
     assert found["by_role"]["embedding"] == 128_256 * 4096 * 2
     assert len(found["by_layer"]) == 32 + 2
 

@@ -157,8 +157,8 @@ class Method:
     """Whether transformers can serve it dequantised (``--quantization none``)."""
     beside: str = r"(?!)"
     """Regular expression of names that stand beside packed matrices without being part of one (activation scales)."""
-    dropped: str = r"(?!)"
-    """Regular expression of names that no engine keeps (metadata that loading reads)."""
+    dropped: str | None = None
+    """Regular expression of names that no engine keeps (metadata that loading reads); None where it keeps all."""
 
 
 def ceil(count: int, group: int) -> int:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from analytic.errors import UllageError
 from analytic.formats.dtypes import FLOAT_DTYPES, ROW_OF_DTYPE
@@ -91,8 +91,7 @@ def stored_dtype(stored: Iterable[StoredTensor]) -> str | None:
     return None if first is None else ROW_OF_DTYPE[first[2]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """A stored tensor that is served."""
 
     unpacked: Unpacked
@@ -166,7 +165,7 @@ class _Sorting:
         if tensor.stored == "model" or tensor.side or len(tensor.shape) != 1 or tensor.shape[0] % hidden:
             return tensor
         other = tensor.shape[0] // hidden
-        return replace(tensor, shape=(hidden, other) if _LEADS_BACK.search(pattern) else (other, hidden))
+        return tensor._replace(shape=(hidden, other) if _LEADS_BACK.search(pattern) else (other, hidden))
 
     def _group(self, tensor: Unpacked, rule: TensorGroup, layers: tuple[int, ...] | None) -> TensorGroup:
         key = (id(rule), tensor.shape, tensor.stored, tensor.pieces, layers)

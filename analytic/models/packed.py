@@ -5,10 +5,11 @@ A module's tensors are held against the layout that its format has (`analytic.fo
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from analytic.errors import UllageError
 from analytic.formats.dtypes import FLOAT_DTYPES, ROW_OF_DTYPE
@@ -20,22 +21,21 @@ from analytic.models.inventory import Piece
 from analytic.models.safetensors import StoredTensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unpacked:
-    """One weight of a checkpoint, or a tensor that stands beside one."""
+class Unpacked(NamedTuple):
+    """One weight of a checkpoint, or a tensor that stands beside one: a tuple, as a large checkpoint has 100,000."""
 
     name: str
     shape: tuple[int, ...]
     """Of the weight behind packed tensors, else as stored."""
     stored: str
     """``model`` where transformers casts it to the serving dtype; else a format."""
-    pieces: tuple[Piece, ...] = ()
-    """The tensors that hold it, where its format has no row in the table."""
     parameters: int
     """What it stands for; 0 for what only stands beside another."""
     bytes: int
     """In the file."""
     file: str
+    pieces: tuple[Piece, ...] = ()
+    """The tensors that hold it, where its format has no row in the table."""
     side: bool = False
     """Whether it only stands beside packed weights."""
 
@@ -108,23 +108,22 @@ class _Sorter:
 
     def _by_module(self, stored: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
         """Tensors by the module that they belong to and what follows its name."""
-        dropped, suffixes = re.compile(self.method.dropped), self._suffixes()
-        modules: dict[str, dict[str, StoredTensor]] = {}
+        dropped, suffixes = self.method.dropped and re.compile(self.method.dropped), self._suffixes()
+        modules = defaultdict[str, dict[str, StoredTensor]](dict)
         for tensor in stored:
-            name = tensor.name
-            if dropped.search(name):
+            name, suffix = tensor.name, ""
+            if dropped and dropped.search(name):
                 continue
-            if not name.endswith(suffixes):
-                modules.setdefault(name, {})[""] = tensor
-                continue
-            suffix = next(suffix for suffix in suffixes if name.endswith(suffix))
-            modules.setdefault(name[: -len(suffix)], {})[suffix] = tensor
+            for suffix in suffixes:
+                if name.endswith(suffix):
+                    break
+            modules[name[: len(name) - len(suffix)]][suffix] = tensor
         return modules
 
     def _suffixes(self) -> tuple[str, ...]:
-        """Every suffix of a part, longest first."""
-        found = {suffix for scheme in self.schemes for suffix in scheme.suffixes if suffix}
-        return tuple(sorted(found, key=len, reverse=True))
+        """Every suffix of a part, longest first; the last is that of a tensor which is no part."""
+        found = {suffix for scheme in self.schemes for suffix in scheme.suffixes}
+        return tuple(sorted({"", *found}, key=len, reverse=True))
 
     def _packed_by(self, held: Mapping[str, StoredTensor]) -> Scheme | None:
         """A scheme whose packed tensor a module holds, the rules apart."""
@@ -149,19 +148,13 @@ class _Sorter:
 
     def _join(self, scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> Iterator[Unpacked]:
         """A module's packed weight as one, and what else stands there."""
-        alike = (id(scheme), *((suffix, tensor.dtype, tensor.shape) for suffix, tensor in held.items()))
+        alike = (id(scheme), *[(suffix, tensor.dtype, tensor.shape) for suffix, tensor in held.items()])
         if alike not in self.joined:
             self.joined[alike] = _joined(scheme, module, held)
         joined = self.joined[alike]
-        yield Unpacked(
-            name=f"{module}{joined.ending}",
-            shape=joined.shape,
-            stored=scheme.name,
-            pieces=joined.pieces,
-            parameters=joined.parameters,
-            bytes=joined.bytes,
-            file=held[joined.packed].file,
-        )
+        _, shape, stored, parameters, size, _, pieces, _ = joined.weight
+        file = held[joined.packed].file
+        yield Unpacked(f"{module}{joined.weight.name}", shape, stored, parameters, size, file, pieces)
         for suffix in joined.beside:
             yield _beside(held[suffix])
 
@@ -170,14 +163,10 @@ class _Sorter:
 class _Joined:
     """What a module's tensors hold, once they were compared with the format's layout: experts are many, and alike."""
 
-    ending: str
-    """What the weight's name has after the module's."""
+    weight: Unpacked
+    """The weight behind them; of its name, what follows the module's."""
     packed: str
     """Suffix of the packed tensor, as it is held."""
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    parameters: int
-    bytes: int
     beside: tuple[str, ...]
     """Suffixes that are no part of the format, as they are held."""
 
@@ -203,12 +192,16 @@ def _joined(scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> _J
     tensors = {suffix: own[suffix] for suffix in parts if suffix in own}
     pieces = tuple(Piece(suffix, tensor.dtype, tensor.bytes) for suffix, tensor in tensors.items())
     return _Joined(
-        ending=".weight" if scheme.marker[:1] == "." else "",
+        weight=Unpacked(
+            name=".weight" if scheme.marker[:1] == "." else "",
+            shape=shape,
+            stored=scheme.name,
+            parameters=prod(shape),
+            bytes=sum(tensor.bytes for tensor in tensors.values()),
+            file=marker.file,
+            pieces=() if scheme.name in FORMATS else pieces,
+        ),
         packed=next(suffix for suffix, tensor in held.items() if tensor is marker),
-        shape=shape,
-        pieces=() if scheme.name in FORMATS else pieces,
-        parameters=prod(shape),
-        bytes=sum(tensor.bytes for tensor in tensors.values()),
         beside=tuple(suffix for suffix in held if scheme.aliases.get(suffix, suffix) not in parts),
     )
 

@@ -7,12 +7,11 @@ those of the format's own library and a few stricter: what loads there may be re
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from analytic.errors import UllageError
 from analytic.models.configfile import CONFIG, parse_object, read_bounded, reading, require_file
@@ -49,9 +48,8 @@ _PLAIN_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredTensor:
-    """One tensor as a safetensors file stores it."""
+class StoredTensor(NamedTuple):
+    """One tensor as a safetensors file stores it: a tuple, as a large checkpoint has 100,000."""
 
     name: str
     """Name in the checkpoint."""
@@ -75,8 +73,8 @@ def parse_header(blob: bytes, *, data_bytes: int | None, where: str) -> tuple[St
     entries = parse_object(blob, f"{where} (header)", limit_bytes=MAX_HEADER_BYTES)
     _check_metadata(entries.pop("__metadata__", {}), where)
     file = where.replace("\\", "/").rpartition("/")[2]
-    spans = sorted((_parse_entry(name, entry, file, where) for name, entry in entries.items()), key=lambda s: s[:2])
-    _check_cover([(begin, end, tensor.name) for begin, end, tensor in spans], data_bytes, where)
+    spans = sorted(_parse_entry(name, entry, file, where) for name, entry in entries.items())
+    _check_cover(spans, data_bytes, where)
     return tuple(tensor for _, _, tensor in spans)
 
 
@@ -141,8 +139,9 @@ def parse_index(raw: bytes, where: str) -> dict[str, str]:
     weight_map = parse_object(raw, where, limit_bytes=MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UllageError(f"{where}: no weight_map, so it does not say which file holds which tensor")
+    plain = {file for file in set(filter(_is_text, weight_map.values())) if _PLAIN_NAME.fullmatch(file)}
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
+        if not _is_text(file) or file not in plain:
             raise UllageError(f"{where}: {tensor!r} is said to be in {file!r}, not the name of a safetensors file")
     return weight_map
 
@@ -173,16 +172,16 @@ def join_shards(
 ) -> tuple[StoredTensor, ...]:
     """The tensors of all shards, each once and where the index (if any) says."""
     tensors = tuple(chain.from_iterable(shards.values()))
-    held = {(tensor.name, tensor.file) for tensor in tensors}
+    held = {tensor.name: tensor.file for tensor in tensors}
+    if len(held) < len(tensors):
+        (twice, _), *_ = Counter(tensor.name for tensor in tensors).most_common(1)
+        files = ", ".join(tensor.file for tensor in tensors if tensor.name == twice)
+        raise UllageError(f"{where}: tensor {twice!r} is in several files: {files}", hint="remove stale files")
     for name, file in weight_map.items():
-        if (name, file) not in held:
+        if held.get(name) != file:
             raise UllageError(
                 f"{where}: tensor {name!r} is not in its shard {file!r}", hint="the files do not belong together"
             )
-    twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
-    if twice:
-        files = ", ".join(tensor.file for tensor in tensors if tensor.name == twice[0])
-        raise UllageError(f"{where}: tensor {twice[0]!r} is in several files: {files}", hint="remove stale files")
     return tensors
 
 
@@ -225,7 +224,7 @@ def _parse_entry(name: str, entry: object, file: str, where: str) -> tuple[int, 
         size = _KNOWN_BYTES[dtype, sizes] = stored_bytes(dtype, sizes, _named(where, name))
     if end - begin != size:
         raise UllageError(f"{_named(where, name)} spans {end - begin} bytes, but {dtype} of shape {shape} takes {size}")
-    return begin, end, StoredTensor(name=name, dtype=dtype, shape=sizes, bytes=size, file=file)
+    return begin, end, StoredTensor(name, dtype, sizes, size, file)
 
 
 _KNOWN_BYTES: dict[tuple[str, tuple[int, ...]], int] = {}
@@ -234,6 +233,10 @@ _KNOWN_BYTES: dict[tuple[str, tuple[int, ...]], int] = {}
 
 def _named(where: str, name: str) -> str:
     return f"{where}: tensor {name!r}"
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
 
 
 def _are_sizes(value: Any) -> bool:
@@ -245,12 +248,12 @@ def _are_sizes(value: Any) -> bool:
     return True
 
 
-def _check_cover(spans: list[tuple[int, int, str]], data_bytes: int | None, where: str) -> None:
+def _check_cover(spans: list[tuple[int, int, StoredTensor]], data_bytes: int | None, where: str) -> None:
     position = 0
-    for begin, end, name in spans:
+    for begin, end, tensor in spans:
         if begin != position:
             kind = "overlaps the one before it" if begin < position else f"leaves a hole of {begin - position} bytes"
-            raise UllageError(f"{where}: tensor {name!r} {kind}", hint="the header is corrupt")
+            raise UllageError(f"{where}: tensor {tensor.name!r} {kind}", hint="the header is corrupt")
         position = end
     if data_bytes is not None and position != data_bytes:
         kind, hint = (

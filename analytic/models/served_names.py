@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from analytic.formats.table import NATIVE_FORMATS
 from analytic.models import catalog
@@ -42,8 +42,7 @@ _FUSED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """Where a stored tensor goes."""
 
     rule: TensorGroup
@@ -75,7 +74,7 @@ class Family:
         if ".experts." not in pattern or (match := _EXPERT.fullmatch(pattern)) is None:
             return self._remembered(pattern)
         found = self._remembered(f"{match['experts']}.{{e}}.{match['part']}.weight")
-        return found and Served(rule=found.rule, part=found.part, expert=int(match["index"]))
+        return found and Served(found.rule, int(match["index"]), found.part)
 
     def has_module(self, module: str) -> bool:
         """Whether the class has a module of this name that owns a weight."""

@@ -6,8 +6,8 @@ has it by default, so their number depends on its elements alone. FP8: every tok
 Quanto packs in its own way, which is not modelled.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from analytic.errors import UllageError, UsageError
 from analytic.models.geometry import Attention, Geometry, LatentAttention
@@ -26,9 +26,11 @@ GROUP_BYTES = {8: 64, 4: 32, 3: 28, 2: 16, 1: 8}
 SCALE_BYTES = 4
 """One float32 a tensor (``Fp8QuantizedLayer._quantize``)."""
 
-QuantizedName = Literal["int8", "int4", "int3", "int2", "int1", "fp8"]
-BITS: dict[QuantizedName, int] = {f"int{bits}": bits for bits in GROUP_BYTES}  # type: ignore[misc]
+BITS: Mapping[str, int] = {f"int{bits}": bits for bits in GROUP_BYTES}
 """Bits of an element of the formats that HQQ makes."""
+
+FORMATS: tuple[str, ...] = (*BITS, "fp8")
+"""What a quantised cache can be asked to hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +40,7 @@ class QuantizedCache:
     heads: int
     head_dim: int
     v_head_dim: int
-    format: QuantizedName
+    format: str
 
     def storages(self, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int) -> tuple[int, ...]:
         """Bytes of each storage alive when the cache holds ``total_tokens``, of which the prompt came at once.
@@ -87,8 +89,8 @@ def quantized_state_bytes(
     Raises:
         UllageError: an unknown format, or a layer that is not full attention, which transformers refuses too.
     """
-    if format not in (*BITS, "fp8"):
-        raise UsageError(f"a quantised cache of {format!r} is not known", hint=f"one of {', '.join((*BITS, 'fp8'))}")
+    if format not in FORMATS:
+        raise UsageError(f"a quantised cache of {format!r} is not known", hint=f"one of {', '.join(FORMATS)}")
     total_bytes = 0
     for layer, count in geometry.groups:
         cache = _quantized(layer.mixer, geometry.model_type, format)
@@ -101,7 +103,7 @@ def quantized_state_bytes(
     return total_bytes
 
 
-def _quantized(mixer: object, model_type: str, format: QuantizedName) -> QuantizedCache:
+def _quantized(mixer: object, model_type: str, format: str) -> QuantizedCache:
     cache = for_layer(mixer) if isinstance(mixer, Attention | LatentAttention) else None
     if type(cache) is LatentCache:
         sizes = {"heads": 1, "head_dim": cache.kv_lora_rank, "v_head_dim": cache.qk_rope_head_dim}
