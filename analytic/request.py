@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analytic.errors import UllageError, UsageError
-from analytic.formats.registry import presets
+from analytic.formats.registry import find_preset
 from analytic.models.model import Model
 from analytic.weights import DTYPES, QUANTIZATIONS
 
@@ -52,7 +52,7 @@ class Request:
         _choose("cache-implementation", self.cache_implementation, ("dynamic", "static"))
         _choose("dtype", self.dtype, ("auto", *DTYPES))
         if self.quantization not in (None, "none", *QUANTIZATIONS):
-            _choose("quantization", self.quantization, ("none", *QUANTIZATIONS, *presets()))
+            find_preset(self.quantization)
         _choose("compute-dtype", self.compute_dtype, (None, *DTYPES))
         _choose("kv-cache-dtype", self.kv_cache_dtype, ("auto", *DTYPES))
         if self.double_quant and self.quantization not in ("bnb-nf4", "bnb-fp4"):

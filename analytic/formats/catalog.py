@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from analytic.formats.registry import methods, presets
-from analytic.formats.scheme import EMBEDDING, EXPERT, LINEAR
+from analytic.formats.scheme import EMBEDDING, EXPERT, LINEAR, Preset
 from analytic.formats.table import FORMATS
 
 SAMPLE = (4096, 4096)
@@ -27,7 +27,7 @@ class Row:
 
 def rows() -> tuple[Row, ...]:
     """What `--quantization` can make, narrowest first."""
-    packed = (_packed(name) for name, (preset, _) in presets().items() if name == preset.name)
+    packed = (_packed(preset) for name, (preset, _) in presets().items() if name == preset.name.lower())
     return tuple(sorted((*packed, *_bitsandbytes()), key=lambda row: (row.bits_per_weight, row.name)))
 
 
@@ -36,8 +36,7 @@ def read_methods() -> tuple[str, ...]:
     return tuple(sorted(methods()))
 
 
-def _packed(name: str) -> Row:
-    preset, _ = presets()[name]
+def _packed(preset: Preset) -> Row:
     parts = (part for part in preset.scheme.parts(SAMPLE) if part.presence != "rare")
     kinds = {
         frozenset({LINEAR}): "linear",
@@ -45,7 +44,7 @@ def _packed(name: str) -> Row:
         frozenset({LINEAR, EXPERT, EMBEDDING}): "all matrices",
     }
     return Row(
-        name=name,
+        name=preset.name,
         bits_per_weight=8 * sum(part.bytes for part in parts) / prod(SAMPLE),
         packs="a mixture" if preset.mixture else kinds.get(preset.takes, "linear and experts"),
         made="beforehand" if preset.beforehand else "while loading",

@@ -47,7 +47,7 @@ METHOD = Method(
     presets=tuple(
         Preset(
             name=name,
-            aliases=tuple(alias for own in (name, *ALIASES.get(name, ())) for alias in {own, own.lower()} - {name}),
+            aliases=ALIASES.get(name, ()),
             scheme=Blocks(BY_NAME[kind]),
             takes=frozenset({LINEAR, EXPERT, EMBEDDING}),
             mixture=name,

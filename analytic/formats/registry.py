@@ -1,12 +1,13 @@
 """Every checkpoint format, found by its file: a module of this package that names a `Method`."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
 import analytic.formats
-from analytic.errors import UllageError
+from analytic.errors import UllageError, UsageError
 from analytic.formats.scheme import Method, Preset
 
 
@@ -20,20 +21,22 @@ def methods() -> Mapping[str, Method]:
 
 @cache
 def presets() -> Mapping[str, tuple[Preset, Method]]:
-    """What ``--quantization`` can make, by name and alias, with its format."""
+    """What ``--quantization`` can make, by name and alias in lower case, with its format."""
     rows = ((preset, method) for method in methods().values() for preset in method.presets)
-    return {name: row for row in rows for name in (row[0].name, *row[0].aliases)}
+    return {name.lower(): row for row in rows for name in (row[0].name, *row[0].aliases)}
 
 
 def find_preset(name: str) -> tuple[Preset, Method]:
-    """What ``--quantization`` makes of that name.
+    """What ``--quantization`` makes of that name, in upper or lower case.
 
     Raises:
-        UllageError: nothing.
+        UsageError: nothing.
     """
-    if name not in presets():
-        raise UllageError(f"format {name!r} is not known", hint=f"known: {', '.join(sorted(presets()))}")
-    return presets()[name]
+    if name.lower() not in presets():
+        close = get_close_matches(name.lower(), ("bnb-nf4", "bnb-fp4", "bnb-int8", *presets()))
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UsageError(f"--quantization: {name!r} is not known", hint=f"{meant}ullage formats lists all")
+    return presets()[name.lower()]
 
 
 def find_method(name: str) -> Method:
