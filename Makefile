@@ -11,6 +11,8 @@ demo: .venv/.installed
 	  $(BIN)/ullage estimate llama-2-70b --gpu h100-80gb $$format || [ $$? -eq 3 ] || exit 1; \
 	done
 
+# Many tests start processes of their own, which need not compile the same files again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest -n 2
 	@echo "deselected, as they need a CUDA device: $$($(BIN)/python -m pytest -q --collect-only -m cuda tests/test_cuda.py | tail -n 1)"

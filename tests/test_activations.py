@@ -2,6 +2,7 @@
 
 import logging
 from functools import cache
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
@@ -189,26 +190,26 @@ def _sums_of_wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
 
 
-@cache
-def built(model_type: str, attention: str, dtype: str, experts: str) -> Any:
-    """A model whose experts run as they would on CUDA: grouped in prefill, batched in decode (generation/utils.py)."""
+def built(model_type: str, attention: str, dtype: str) -> Any:
     config = transformers.AutoConfig.for_model(model_type.partition("/")[0], **CONFIGS[model_type])
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, dtype), attn_implementation="eager" if model_type in EAGER_ONLY else attention
     ).eval()
     if "num_experts" in CONFIGS[model_type] and model_type != "qwen3_5_text":
-        model.set_experts_implementation(experts)
+        run_experts_as_on_cuda(model)
     return model
+
+
+def run_experts_as_on_cuda(model: Any) -> None:
+    """Grouped in prefill, batched in decode (generation/utils.py)."""
+    ways = chain(["grouped_mm"], repeat("batched_mm"))
+    model.register_forward_pre_hook(lambda *_: model.set_experts_implementation(next(ways)))
 
 
 def measured(model_type: str, run: tuple[str, str, int, int, bool]) -> tuple[Truth, Truth]:
     attention, dtype, batch, prompt, padded = run
-    arguments = {"batch_size": batch, "prompt_tokens": prompt, "padded": padded}
-    prefill, decode = measure(built(model_type, attention, dtype, "grouped_mm"), **arguments)
-    if "num_experts" in CONFIGS[model_type]:
-        _, decode = measure(built(model_type, attention, dtype, "batched_mm"), **arguments)
-    return prefill, decode
+    return measure(built(model_type, attention, dtype), batch_size=batch, prompt_tokens=prompt, padded=padded)
 
 
 def estimated(model_type: str, run: tuple[str, str, int, int, bool]) -> tuple[Peak, Peak]:

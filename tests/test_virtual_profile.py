@@ -94,7 +94,8 @@ def test_it_says_at_which_token(model: str, tmp_path: Path, capsys: pytest.Captu
 def test_the_largest_batch_survives_and_the_next_does_not(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = (model, "--device", "virtual:t4", "--prompt-tokens", "500", "--output-tokens", "3", "--dtype", "float16")
+    flags = (model, "--device", "virtual:t4", "--dtype", "float16", "--attention", "eager")
+    flags = (*flags, "--prompt-tokens", "3000", "--output-tokens", "3")
     code, found = measured(tmp_path, capsys, *flags, "--find", "max-batch")
     assert (code, found.status) == (0, "ok")
     size = found.request.batch_size
@@ -149,7 +150,7 @@ def test_a_model_that_needs_remote_code_is_refused(tmp_path: Path, capsys: pytes
 
 def test_too_small_a_gpu_is_said_before_a_search(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     ended, _, err = profile(
-        capsys, "llama-2-70b", "--device", "virtual:t4", "--twin-layers", "20", "--find", "max-batch"
+        capsys, "llama-2-70b", "--device", "virtual:t4", "--twin-layers", "10", "--find", "max-batch"
     )
     assert ended == 1
     assert "out of memory while loading" in err
