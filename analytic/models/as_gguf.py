@@ -49,6 +49,21 @@ _ROWS = {
     "token_embd": "embed_tokens wte word_embeddings embeddings embed_in",
     "position_embd": "wpe",
     "output": "lm_head embed_out",
+    "output_norm": "norm norm_f ln_f final_layer_norm final_layernorm",
+    "token_embd_norm": "word_embeddings_layernorm",
+    "{}.attn_norm": "input_layernorm ln_1 ln_attn attention_layernorm {}.norm",
+    "{}.attn_norm_2": "ln_mlp",
+    "{}.attn_q_norm": "self_attn.q_norm self_attn.query_layernorm",
+    "{}.attn_k_norm": "self_attn.k_norm self_attn.key_layernorm",
+    "{}.attn_q_a_norm": "self_attn.q_a_layernorm",
+    "{}.attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "{}.ssm_norm": "linear_attn.norm mixer.norm",
+    "{}.ffn_norm": "post_attention_layernorm pre_feedforward_layernorm ln_2 feedforward_layernorm",
+    "{}.pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "{}.post_ffw_norm": "post_feedforward_layernorm",
+    "{}.post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "{}.post_ffw_norm_2": "post_feedforward_layernorm_2",
+    "{}.layer_output_scale": "layer_scalar",
     "{}.attn_q": "self_attn.q_proj mixer.q_proj",
     "{}.attn_k": "self_attn.k_proj mixer.k_proj",
     "{}.attn_v": "self_attn.v_proj mixer.v_proj",
@@ -82,7 +97,8 @@ _ROWS = {
     "{}.ssm_alpha": "linear_attn.in_proj_a",
     "{}.ssm_beta": "linear_attn.in_proj_b",
 }
-"""GGUF's name of a module, and transformers'; ``{}`` stands for the layer. Vectors without a row keep their names."""
+"""GGUF's name of a module, and transformers'; ``{}`` stands for the layer, which a name of ours has only where the same
+stands outside the layers too."""
 
 _NAMES = {name: gguf for gguf, names in _ROWS.items() for name in names.split()}
 
@@ -94,8 +110,14 @@ _WHOLE = {
     "{}.linear_attn.dt_bias": "{}.ssm_dt.bias",
     "{}.mlp.experts.down_proj_bias": "{}.ffn_down_exps.bias",
     "{}.router.per_expert_scale": "{}.ffn_down_exps.scale",
+    "{}.router.scale": "{}.ffn_gate_inp.scale",
 }
 """Names of tensors that do not follow from their module's."""
+
+_NORMS_ITS_OUTPUT = frozenset(
+    ("gemma2", "gemma3", "gemma4", "glm4moe", "gpt-oss", "olmo2", "qwen35", "qwen35moe", "qwen3next", "seed_oss")
+)
+"""Architectures whose ``post_attention_layernorm`` is not the feed-forward's own norm."""
 
 _PREFIX = re.compile(r"^(?:.*\.(?=\{\}\.)|(?:(?:model|transformer|gpt_neox|language_model|decoder)\.)+)")
 
@@ -193,8 +215,8 @@ def _renamed(model: Model, group: TensorGroup) -> Iterator[_Named]:
         yield _WHOLE[tail], shape
     elif module in _SPLITS:
         yield from _SPLITS[module](model, shape, suffix)
-    elif module.removeprefix("{}.") in _NAMES:
-        yield f"{_NAMES[module.removeprefix('{}.')]}.{suffix}", _trimmed(model, group, shape)
+    elif (name := _name(module, ARCHITECTURES[model.geometry.model_type])) is not None:
+        yield f"{name}.{suffix}", _trimmed(model, group, shape)
     elif is_matrix(shape):
         raise UllageError(
             f"how llama.cpp converts {group.name} of {model.geometry.model_type!r} is not known to ullage",
@@ -202,6 +224,13 @@ def _renamed(model: Model, group: TensorGroup) -> Iterator[_Named]:
         )
     else:
         yield tail, shape
+
+
+def _name(module: str, architecture: str) -> str | None:
+    own = module.removeprefix("{}.")
+    if own == "post_attention_layernorm" and architecture in _NORMS_ITS_OUTPUT:
+        return "{}.post_attention_norm"
+    return _NAMES.get(module) or _NAMES.get(own)
 
 
 def _trimmed(model: Model, group: TensorGroup, shape: tuple[int, ...]) -> tuple[int, ...]:
