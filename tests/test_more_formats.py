@@ -155,6 +155,31 @@ def test_fp8_checkpoints_are_as_transformers_modules_hold_them(said: dict[str, A
     assert model.parameters == published
 
 
+@pytest.mark.parametrize("scale_fmt", ["float", "ue8m0"])
+@pytest.mark.parametrize("written_as", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tile", [[128, 128], [64, 32]])
+def test_scales_are_held_in_one_dtype_whatever_the_file_has(
+    scale_fmt: str, written_as: torch.dtype, tile: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded by transformers, on a processor, which would dequantise if it were asked (DeepSeek-V3.1: ue8m0, F32)."""
+    from safetensors.torch import save_file
+    from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
+    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+
+    real = dense().to("meta")
+    config, plain = fp8(scale_fmt=scale_fmt, weight_block_size=tile, modules_to_not_convert=["lm_head"]), real.config
+    said = {**plain_config(real), "architectures": ["LlamaForCausalLM"], "quantization_config": config.to_dict()}
+    replace_with_fp8_linear(real, ["lm_head"], config, pre_quantized=True)
+    names = {n: written_as if n.endswith("scale_inv") else t.dtype for n, t in real.state_dict().items()}
+    ones = {n: torch.ones(t.shape).to(names[n]) for n, t in real.state_dict().items()}
+    (tmp_path / "config.json").write_text(json.dumps({**said, "dtype": str(plain.dtype or torch.bfloat16)[6:]}))
+    save_file(ones, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda self, *args, **flags: None)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map={"": "cpu"})
+    held = sum(t.untyped_storage().nbytes() for t in loaded.state_dict().values())
+    assert weigh(resolve(str(tmp_path)), dtype="bfloat16", quantization=None).bytes == held
+
+
 @pytest.mark.parametrize("shape", [(256, 512), (200, 96), (2, 256, 512)])
 def test_mxfp8_says_its_tiles_and_its_scales_by_its_name(shape: tuple[int, ...]) -> None:
     scheme = find_method("mxfp8").read({"quant_method": "mxfp8", "ignored_layers": ["lm_head"]}).default

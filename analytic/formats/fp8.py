@@ -11,7 +11,7 @@ from analytic.formats.reading import Named, choice, names, reject
 from analytic.formats.scheme import Held, Method, Part, Preset, Rules, Scheme, ceil, divided
 
 _SCALES = ("F32", "BF16", "F16")
-_EXPONENTS = ("F8_E8M0", "U8", "F32")
+_EXPONENTS = ("F8_E8M0", "U8", "F32", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +46,11 @@ class Fp8(Scheme):
         return held[""].shape
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """The elements and their scales."""
-        dtypes = _EXPONENTS if self.exponents else _SCALES
+        """The elements and their scales; that of a whole linear layer is no power of two."""
+        dtypes = _EXPONENTS if self.exponents and (self.tile or len(shape) > 2) else _SCALES
         return (
             Part(suffix="", dtypes=("F8_E4M3",), shape=shape),
-            Part(suffix="_scale_inv", dtypes=dtypes, shape=self._scales(shape)),
+            Part(suffix="_scale_inv", dtypes=dtypes, shape=self._scales(shape), cast=True),
         )
 
     def _scales(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ class Fp4Rows(Scheme):
         groups = divided("input", columns, 32, self.name)
         return (
             Part(suffix="", dtypes=("I8",), shape=(*rows, columns // 2)),
-            Part(suffix="_scale_inv", dtypes=dtypes, shape=(*rows, groups)),
+            Part(suffix="_scale_inv", dtypes=dtypes, shape=(*rows, groups), cast=True),
         )
 
 

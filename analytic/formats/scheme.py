@@ -39,6 +39,8 @@ class Part:
     shape: tuple[int, ...]
     presence: Literal["always", "usual", "rare"] = "always"
     """``usual`` and ``rare`` parts may be missing; rare ones are not predicted."""
+    cast: bool = False
+    """Whether transformers holds it in the first dtype, whichever the file has."""
 
     @property
     def bytes(self) -> int:

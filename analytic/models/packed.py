@@ -190,7 +190,7 @@ def _joined(scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> _J
             missing = f"{scheme.name} has {part.dtypes[0]} {list(part.shape)} at {module}{suffix}, which is missing"
             raise _contradiction(marker, missing)
     tensors = {suffix: own[suffix] for suffix in parts if suffix in own}
-    pieces = tuple(Piece(suffix, tensor.dtype, tensor.bytes) for suffix, tensor in tensors.items())
+    pieces = tuple(_piece(parts[suffix], tensor) for suffix, tensor in tensors.items())
     return _Joined(
         weight=Unpacked(
             name=".weight" if scheme.marker[:1] == "." else "",
@@ -204,6 +204,10 @@ def _joined(scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> _J
         packed=next(suffix for suffix, tensor in held.items() if tensor is marker),
         beside=tuple(suffix for suffix in held if scheme.aliases.get(suffix, suffix) not in parts),
     )
+
+
+def _piece(part: Part, tensor: StoredTensor) -> Piece:
+    return Piece(part.suffix, *((part.dtypes[0], part.bytes) if part.cast else (tensor.dtype, tensor.bytes)))
 
 
 def _require(tensor: StoredTensor, part: Part, scheme: Scheme, shape: tuple[int, ...]) -> None:
