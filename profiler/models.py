@@ -6,6 +6,7 @@ The installed transformers builds the model; its own quantisers say which module
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -67,7 +68,7 @@ def build(config: Mapping[str, Any]) -> Any:
     """
     transformers.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    plain = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
+    plain = {k: deepcopy(v) for k, v in config.items() if k not in ("model_type", "quantization_config")}
     model_type = str(config["model_type"])
     try:
         resolved = transformers.AutoConfig.for_model(BUILT_AS.get(model_type, model_type), **plain)

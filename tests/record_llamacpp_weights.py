@@ -304,7 +304,8 @@ HUB: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 def configs() -> Iterator[tuple[str, str | None, dict[str, Any]]]:
     """Every model that was converted: its name, its mixture, and its config."""
     for name, (known, mixture, own) in HUB.items():
-        config = {key: value for key, value in resolve(known).config.items() if key != "quantization_config"}
+        plain = resolve(known).config.items()
+        config = {key: value for key, value in plain if key not in ("quantization_config", "rope_scaling")}
         yield name, mixture, {**config, **{key: n for key, n in _SMALL.items() if key in config}, **own}
 
 

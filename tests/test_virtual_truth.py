@@ -31,6 +31,7 @@ def virtually(case: dict[str, Any]) -> Simulation:
         target = replace(target, gpu=replace(target.gpu, total_bytes=case["total_bytes"]))
     config = twin_config(resolve(case["model"]).config, layers=case["layers"])
     config.pop("quantization_config", None)
+    config.pop("rope_scaling", None)  # the catalogue had none when they were recorded; longrope's factors are 512 bytes
     request = Request(**case["request"])
     with virtual_gpu(target, request) as recorder:
         program = serve(load_model(config, request, recorder, stored=case["stored"]), request).program
