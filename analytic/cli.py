@@ -208,6 +208,7 @@ def inspect(
     model: str,
     /,
     *,
+    gpu: str | None = None,
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
     quantization: str | None = None,
     tokens: Annotated[str, Parameter(alias=("--max-model-len", "--ctx-size", "-c"))] = "4096",
@@ -219,6 +220,8 @@ def inspect(
     cache_type_v: Annotated[str, Parameter(alias="-ctv")] = "f16",
     ubatch_size: Annotated[Whole, Parameter(alias="-ub")] = 512,
     swa_full: Flag = False,
+    n_gpu_layers: Annotated[int, Parameter(alias=("--gpu-layers", "-ngl"))] = 999,
+    n_cpu_moe: Annotated[int, Parameter(alias="-ncmoe")] = 0,
     tensors: Flag = False,
     layers: Flag = False,
     revision: str | None = None,
@@ -231,6 +234,8 @@ def inspect(
     ----------
     model
         Catalogue name, Hub id, directory, config.json, .safetensors or .gguf file.
+    gpu
+        A GPU of `ullage gpus`, on which vLLM's kernels for packed weights depend.
     dtype
         Dtype of what is not quantised; auto takes the publisher's.
     quantization
@@ -253,6 +258,10 @@ def inspect(
         Tokens of llama.cpp's physical batch, which its sliding caches have room for.
     swa_full
         llama.cpp gives sliding layers all cells.
+    n_gpu_layers
+        Layers that llama.cpp offloads to the GPU, the output head among them.
+    n_cpu_moe
+        First layers whose experts llama.cpp keeps on the host.
     tensors
         List every tensor.
     layers
@@ -264,7 +273,8 @@ def inspect(
     output
         Write the JSON document to this file.
     """
-    from analytic.inspection import Caches
+    from analytic.hardware import find_gpu
+    from analytic.inspection import EngineFlags
     from analytic.inspection import inspect as look
     from analytic.models.resolve import resolve
     from analytic.quantity import parse_tokens
@@ -275,7 +285,10 @@ def inspect(
         quantization=quantization,
         tokens=parse_tokens(tokens, what="--tokens"),
         sequences=sequences,
-        held=Caches(
+        flags=EngineFlags(
+            capability=None if gpu is None else find_gpu(gpu).capability,
+            gpu_layers=n_gpu_layers,
+            cpu_moe_layers=n_cpu_moe,
             quantized_cache=quantized_cache,
             kv_cache_dtype=kv_cache_dtype,
             block_size=block_size,

@@ -1,4 +1,4 @@
-"""What a model is made of: its tensors by role, format and layer, what is packed and what is not, and its cache."""
+"""What a model is made of: tensors by role, format and layer, what is packed, what engines load of it, its cache."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from functools import cached_property
 
 from analytic.errors import UllageError, UsageError
 from analytic.formats.table import itemsize
+from analytic.loaded import ALL_LAYERS, Loaded
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
@@ -53,6 +54,18 @@ class Holding:
         return None if self.refused else sum(row.bytes for row in self.rows)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """The weights, as one engine holds them once they are loaded."""
+
+    engine: str
+    rows: tuple[Loaded, ...]
+    refused: str = ""
+    """Why it is not known."""
+    hint: str = ""
+    """What would help then."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
     """A model's tensors and what its context costs."""
@@ -62,6 +75,7 @@ class Inspection:
     quantization: str | None
     tokens: int
     sequences: int
+    loadings: tuple[Loading, ...]
     holders: tuple[Holding, ...]
 
     @cached_property
@@ -102,9 +116,15 @@ class Inspection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Caches:
-    """How the holders are asked to hold the state, by their own names."""
+class EngineFlags:
+    """How engines are asked to hold weights and state, by their own names."""
 
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability of the GPU, by which vLLM chooses kernels; None where it is not said."""
+    gpu_layers: int = ALL_LAYERS
+    """Layers that llama.cpp offloads, the output head among them."""
+    cpu_moe_layers: int = 0
+    """First layers whose experts llama.cpp keeps on the host."""
     quantized_cache: str = "int4"
     """Format of transformers' quantised cache."""
     kv_cache_dtype: str = "auto"
@@ -133,6 +153,9 @@ class Caches:
         for flag, size in (("block-size", self.block_size), ("ubatch-size", self.ubatch_size)):
             if size is not None and not 0 < size <= LARGEST_BLOCK:
                 raise UsageError(f"--{flag}: {size} must lie between 1 and {LARGEST_BLOCK:,}")
+        for flag, count in (("n-gpu-layers", self.gpu_layers), ("n-cpu-moe", self.cpu_moe_layers)):
+            if count < 0:
+                raise UsageError(f"--{flag}: {count} must be 0 or more")
 
 
 LARGEST_BLOCK = 1_000_000
@@ -150,7 +173,7 @@ def inspect(
     quantization: str | None = None,
     tokens: int = 4096,
     sequences: int = 1,
-    held: Caches | None = None,
+    flags: EngineFlags | None = None,
 ) -> Inspection:
     """Look into a model.
 
@@ -161,13 +184,21 @@ def inspect(
         raise UsageError(f"--sequences: {sequences} must lie between 1 and {LARGEST['batch_size']:,}")
     request = Request(dtype=dtype, quantization=quantization, prompt_tokens=tokens, batch_size=sequences)
     served = serving_dtype(model, request)
-    asked = _Asked(geometry=model.geometry, dtype=served, tokens=tokens, sequences=sequences, caches=held or Caches())
+    asked = _Asked(
+        model=model,
+        dtype=served,
+        quantization=request.weight_format,
+        tokens=tokens,
+        sequences=sequences,
+        flags=flags or EngineFlags(),
+    )
     return Inspection(
         model=model,
         dtype=served,
         quantization=request.weight_format,
         tokens=tokens,
         sequences=sequences,
+        loadings=tuple(_loading(engine, asked) for engine in LOADERS),
         holders=tuple(_holding(name, asked) for name in HOLDERS),
     )
 
@@ -280,13 +311,58 @@ def _state(geometry: Geometry, tokens: int, sequences: int, size: int, room: int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
-    """What a holder is asked."""
+    """What an engine is asked."""
 
-    geometry: Geometry
+    model: Model
     dtype: str
+    quantization: str | None
     tokens: int
     sequences: int
-    caches: Caches
+    flags: EngineFlags
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.model.geometry
+
+
+def _by_transformers(asked: _Asked) -> tuple[Loaded, ...]:
+    weights = weigh(asked.model, dtype=asked.dtype, quantization=asked.quantization)
+    return (Loaded(place="GPU", bytes=weights.bytes),)
+
+
+def _by_vllm(asked: _Asked) -> tuple[Loaded, ...]:
+    from analytic.loaded.vllm import vllm_weights
+
+    return vllm_weights(
+        asked.model, dtype=asked.dtype, quantization=asked.quantization, capability=asked.flags.capability
+    )
+
+
+def _by_llamacpp(asked: _Asked) -> tuple[Loaded, ...]:
+    from analytic.loaded.llamacpp import llamacpp_weights
+
+    return llamacpp_weights(
+        asked.model,
+        dtype=asked.dtype,
+        quantization=asked.quantization,
+        gpu_layers=asked.flags.gpu_layers,
+        cpu_moe_layers=asked.flags.cpu_moe_layers,
+    )
+
+
+LOADERS: dict[str, Callable[[_Asked], tuple[Loaded, ...]]] = {
+    "transformers": _by_transformers,
+    "vLLM 0.33": _by_vllm,
+    "llama.cpp 0.5": _by_llamacpp,
+}
+"""Who can load the weights, and what each then holds."""
+
+
+def _loading(engine: str, asked: _Asked) -> Loading:
+    try:
+        return Loading(engine=engine, rows=LOADERS[engine](asked))
+    except UllageError as refusal:
+        return Loading(engine=engine, rows=(), refused=refusal.message, hint=refusal.hint)
 
 
 def _dynamic(asked: _Asked) -> tuple[Held, ...]:
@@ -308,17 +384,17 @@ def _quantized(asked: _Asked) -> tuple[Held, ...]:
 
     held = quantized_state_bytes(
         asked.geometry,
-        format=asked.caches.quantized_cache,
+        format=asked.flags.quantized_cache,
         prompt_tokens=asked.tokens,
         total_tokens=asked.tokens,
         sequences=asked.sequences,
         itemsize=itemsize(asked.dtype),
     )
     layers = sum(count for _, count in asked.geometry.groups)
-    return (Held(kind="all layers", layers=layers, bytes=held, bytes_per_token=0, note=asked.caches.quantized_cache),)
+    return (Held(kind="all layers", layers=layers, bytes=held, bytes_per_token=0, note=asked.flags.quantized_cache),)
 
 
-def _paged(asked: "_Asked") -> tuple[Held, ...]:
+def _paged(asked: _Asked) -> tuple[Held, ...]:
     from analytic.state.vllm import vllm_state
 
     is_latent = any(isinstance(layer.mixer, LatentAttention) for layer, _ in asked.geometry.groups)
@@ -327,26 +403,26 @@ def _paged(asked: "_Asked") -> tuple[Held, ...]:
         tokens=asked.tokens,
         sequences=asked.sequences,
         itemsize=itemsize(asked.dtype),
-        kv_cache_dtype=asked.caches.kv_cache_dtype,
-        block_size=asked.caches.block_size or (VLLM_LATENT_BLOCK if is_latent else VLLM_BLOCK),
+        kv_cache_dtype=asked.flags.kv_cache_dtype,
+        block_size=asked.flags.block_size or (VLLM_LATENT_BLOCK if is_latent else VLLM_BLOCK),
     )
 
 
-def _in_cells(asked: "_Asked") -> tuple[Held, ...]:
+def _in_cells(asked: _Asked) -> tuple[Held, ...]:
     from analytic.state.llamacpp import llamacpp_state
 
     return llamacpp_state(
         asked.geometry,
         ctx_size=asked.tokens * asked.sequences,
         parallel=asked.sequences,
-        ubatch_size=asked.caches.ubatch_size,
-        cache_type_k=asked.caches.cache_type_k,
-        cache_type_v=asked.caches.cache_type_v,
-        swa_full=asked.caches.swa_full,
+        ubatch_size=asked.flags.ubatch_size,
+        cache_type_k=asked.flags.cache_type_k,
+        cache_type_v=asked.flags.cache_type_v,
+        swa_full=asked.flags.swa_full,
     )
 
 
-HOLDERS: dict[str, Callable[["_Asked"], tuple[Held, ...]]] = {
+HOLDERS: dict[str, Callable[[_Asked], tuple[Held, ...]]] = {
     "transformers, dynamic cache": _dynamic,
     "transformers, static cache": _static,
     "transformers, quantized cache": _quantized,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from analytic.errors import UllageError
-from analytic.inspection import inspect
+from analytic.inspection import EngineFlags, inspect
 from analytic.models import catalog
 from analytic.report.inspection import inspection_document
 
@@ -57,6 +57,29 @@ def test_the_kinds_of_a_hybrid_cache() -> None:
     assert [row["bytes_per_token"] for row in latent] == [61 * (512 + 64) * 2]
 
 
+def test_what_each_engine_loads() -> None:
+    """Rows of 131,072 positions x 128 elements in vLLM; llama.cpp holds a tied head twice."""
+    rows = {row["engine"]: row for row in inspected("llama-3.1-8b")["loaded"]}
+    (gpu,) = rows["vLLM 0.33"]["rows"]
+    assert {"what": "rotary table of 131,072 positions", "bytes": 131_072 * 128 * 2} in gpu["changes"]
+    assert rows["transformers"]["rows"][0]["bytes"] + sum(c["bytes"] for c in gpu["changes"]) == gpu["bytes"]
+    tied = {row["engine"]: row for row in inspected("gemma-3-4b", quantization="Q8_0")["loaded"]}
+    on = {row["place"]: row for row in tied["llama.cpp 0.5"]["rows"]}
+    head = 262_144 * 2560 // 32 * 34
+    assert on["host"]["bytes"] == head
+    assert {"what": "output head, tied to the embedding, a second time", "bytes": head} in on["GPU"]["changes"]
+    assert "no GGUF" in tied["vLLM 0.33"]["refused"]
+
+
+def test_kernels_depend_on_the_gpu() -> None:
+    flags = [EngineFlags(capability=capability) for capability in (None, (8, 0), (9, 0))]
+    found = [inspected("llama-3.1-8b", quantization="gptq", flags=own)["loaded"][1] for own in flags]
+    assert "depends on the GPU" in found[0]["refused"]
+    assert "--gpu" in found[0]["hint"]
+    zero_points = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096) // 128 // 2  # Marlin frees them
+    assert found[2]["rows"][0]["bytes"] - found[1]["rows"][0]["bytes"] == zero_points
+
+
 def test_a_format_that_is_not_known() -> None:
     with pytest.raises(UllageError, match="'int3' is not known"):
         inspected("llama-3.1-8b", quantization="int3")
@@ -69,6 +92,8 @@ def test_a_format_that_is_not_known() -> None:
         (["--kv-cache-dtype", "magic"], "--kv-cache-dtype: 'magic' is not known"),
         (["--block-size", "0"], "--block-size: 0 must lie between"),
         (["-np", "0"], "--sequences: 0 must lie between"),
+        (["-ngl", "-1"], "--n-gpu-layers: -1 must be 0 or more"),
+        (["--gpu", "h1000"], "unknown GPU 'h1000'"),
         (["-c", "0"], "--tokens: '0' must be"),
     ],
 )

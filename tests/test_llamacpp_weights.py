@@ -122,7 +122,9 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, llama_tensors())
     file, small = resolve(str(path)), resolve("llama-3.2-1b")
     for model, settings, said in (
-        (small, {"quantization": "Q9_K"}, "no quantisation 'Q9_K'"),
+        (small, {"quantization": "gptq"}, "no quantisation 'gptq'"),
+        (small, {"quantization": "bnb-nf4"}, "no quantisation 'bnb-nf4'"),
+        (small, {"quantization": "Q9_K"}, "'Q9_K' is not known"),
         (file, {"quantization": "Q4_K_M"}, "is a GGUF file"),
         (resolve("gpt-oss-20b"), {}, "how llama.cpp converts mxfp4"),
         (resolve("opt-1.3b"), {"quantization": "Q4_K_M"}, "how llama.cpp converts 'opt'"),

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from analytic.errors import UllageError
 from analytic.formats.ggml import BY_NAME, GgmlType, row_of, tensor_bytes
-from analytic.formats.gguf_mixtures import DEFAULTS, quantized
+from analytic.formats.gguf_mixtures import quantized
+from analytic.formats.registry import find_preset
 from analytic.models.as_gguf import converted, facts_of
 from analytic.models.geometry import Geometry
 from analytic.models.gguf import read_gguf
 from analytic.models.model import Model
 from analytic.quantity import round_up
+from analytic.weights import is_packing
 
 ALIGNMENT_BYTES = 32
 """Of a tensor in a file that does not say otherwise (``general.alignment``)."""
@@ -92,16 +94,15 @@ def gguf_file(model: Model, *, dtype: str, quantization: str | None, gpu_layers:
 
 
 def _converted(model: Model, dtype: str, quantization: str | None, gpu_layers: int) -> GgufFile:
-    if quantization not in (None, *DEFAULTS):
-        raise UllageError(f"llama.cpp has no quantisation {quantization!r}", hint=f"one of {', '.join(DEFAULTS)}")
+    mixture = _mixture(quantization)
     if model.native_format not in (None, "fp8"):
         raise UllageError(
             f"how llama.cpp converts {model.native_format} is not known to ullage", hint="give the GGUF file itself"
         )
     facts = facts_of(model)
     made = converted(model, dtype=dtype)
-    if quantization is not None:
-        made = quantized(made, quantization, facts)
+    if mixture is not None:
+        made = quantized(made, mixture, facts)
     tensors = tuple(FileTensor(name=t.name, type=t.type, shape=t.shape) for t in made)
     if facts.architecture == "qwen3next":  # its config does not say
         _require_all(model, gpu_layers)
@@ -111,9 +112,18 @@ def _converted(model: Model, dtype: str, quantization: str | None, gpu_layers: i
     return GgufFile(
         architecture=facts.architecture,
         geometry=model.geometry,
-        tensors=tensors if quantization is None else tuple(_laid_out(tensors, ALIGNMENT_BYTES)),
+        tensors=tensors if mixture is None else tuple(_laid_out(tensors, ALIGNMENT_BYTES)),
         blocks=facts.layers + (predicting if isinstance(predicting, int) else 0),
     )
+
+
+def _mixture(quantization: str | None) -> str | None:
+    """llama.cpp's own name of it."""
+    if quantization in (None, "none"):
+        return None
+    if is_packing(quantization) and (mixture := find_preset(str(quantization))[0].mixture):
+        return mixture
+    raise UllageError(f"llama.cpp has no quantisation {quantization!r}", hint="a mixture of ullage formats: Q4_K_M")
 
 
 def _require_all(model: Model, gpu_layers: int) -> None:

@@ -119,7 +119,7 @@ def llamacpp_weights(
     Args:
         model: read from a GGUF file, or one that llama.cpp's converter knows.
         dtype: of the file before it is quantised; a GGUF file has its own.
-        quantization: one of `analytic.formats.gguf_mixtures.DEFAULTS`; None for the file as it is, or as converted.
+        quantization: a mixture (`analytic.formats.gguf_mixtures`); None for the file as it is, or as converted.
         gpu_layers: ``-ngl``: the last so many, the output head being one; 99 is not all of a model of 99 layers.
         cpu_moe_layers: ``--n-cpu-moe``: the first so many keep their experts on the host.
         mmap: as ``--load-mode mmap``, the default but on integrated GPUs; False as ``none``.

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analytic.inspection import Inspection, is_packed
+from analytic.inspection import Inspection, Loading, is_packed
+from analytic.loaded import Loaded
 from analytic.models.inventory import TensorGroup
 from analytic.quantity import GiB
 from analytic.report.document import SCHEMA_VERSION
@@ -42,6 +43,7 @@ def inspection_document(found: Inspection) -> dict[str, Any]:
         "by_layer": dict(found.by_layer),
         "tensors": [_tensor(served) for served in found.tensors],
         "unquantized": [asdict(row) for row in found.left],
+        "loaded": [asdict(loading) for loading in found.loadings],
         "sequence_state": {
             "bytes_per_token": sum(row.bytes_per_token for row in found.cache),
             "kinds": [asdict(row) for row in found.cache],
@@ -87,6 +89,8 @@ def print_inspection(found: Inspection, console: Console, *, tensors: bool = Fal
         console.print(_rows("layer", found.by_layer))
     if found.left:
         console.print(_left(found))
+    console.print()
+    console.print(_loadings(found.loadings))
     _print_cache(found, console)
     for note in model.notes:
         console.print(f"note: {note}", style="dim")
@@ -154,6 +158,33 @@ def _left(found: Inspection) -> Table:
     for row in found.left:
         table.add_row(row.name.removesuffix(".weight"), _size(row.bytes), row.why)
     return table
+
+
+def _loadings(loadings: Iterable[Loading]) -> Table:
+    table = _grid(("weights as loaded by", "left"), ("on", "left"), ("size", "right"), ("more or less", "left"))
+    for loading in loadings:
+        if loading.refused:
+            hint = f" ({loading.hint})" if 0 < len(loading.hint) <= _LONGEST_HINT else ""
+            table.add_row(loading.engine, "", "", Text(loading.refused + hint, style="dim"))
+        for row in loading.rows:
+            table.add_row(loading.engine, row.place, _size(row.bytes), Text(_changes(row), style="dim"))
+    return table
+
+
+def _changes(row: Loaded) -> str:
+    """Those that can be seen in the size, and how many are smaller."""
+    large = [change for change in row.changes if abs(change.bytes) >= row.bytes * _SMALLEST_CHANGE]
+    said = [f"{change.what} {_signed(change.bytes)}" for change in large]
+    small = len(row.changes) - len(large)
+    return "; ".join([*said, *([f"{small} of less than {_SMALLEST_CHANGE:.2%}"] if small else [])])
+
+
+_SMALLEST_CHANGE = 0.0001
+_LONGEST_HINT = 80
+
+
+def _signed(count: int) -> str:
+    return f"{'+' if count > 0 else '-'}{_size(abs(count))}"
 
 
 def _print_cache(found: Inspection, console: Console) -> None:
