@@ -152,7 +152,16 @@ BAD_HEADERS = {
     "two values": (b"{}{}", "not valid JSON"),
     "depth": (b'{"a":' * 100_000, "nested too deeply"),
     "duplicate tensor": (b'{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
-    "duplicate field": (b'{"a": {"dtype": "F32", "dtype": "F16"}}', "duplicate key 'dtype'"),
+    "duplicate field": (
+        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "dtype": "F16"}}',
+        "duplicate key 'dtype'",
+    ),
+    "duplicate metadata": (b'{"__metadata__": {"x": "1", "x": "2"}}', "duplicate key 'x'"),
+    "duplicate by an escape": (
+        b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "\\u0064type": "F32"}}',
+        "duplicate",
+    ),
+    "as many strings, another field": (b'{"a": {"dtype": "F32", "dtype": "F16"}}', "is not described by"),
     "lone surrogate": (b'{"\\ud800": 1}', "not valid JSON"),
     "huge number": (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "NaN": (b'{"a": NaN}', "NaN is not a number"),

@@ -143,13 +143,14 @@ def read(native: Mapping[str, Any]) -> Rules:
     usual = "ue8m0" if native.get("quant_method") == "mxfp8" else "float"
     exponents = choice(native, "scale_fmt", {"ue8m0": True, "float": False}, default=usual)
     fp4 = choice(native, "expert_dtype", {"fp8": None, "fp4": Fp4Rows(exponents=exponents)}, default="fp8")
-    scheme, skipped = Fp8(tile=_tile(native), exponents=exponents), names(native, "modules_to_not_convert")
+    scheme, embeddings = Fp8(tile=_tile(native), exponents=exponents), names(native, "modules_to_convert")
+    skipped = (*names(native, "modules_to_not_convert"), *names(native, "ignored_layers"))
     gates = (_ends((".experts.gate_up_proj",)), replace(scheme, joined=2))
     return Rules(
         default=scheme,
         overrides=(
-            (Named(names=(*skipped, *names(native, "ignored_layers"))), None),
-            (_ends(names(native, "modules_to_convert")), Fp8(tile=None)),
+            *([(Named(names=skipped), None)] if skipped else []),
+            *([(_ends(embeddings), Fp8(tile=None))] if embeddings else []),
             gates if fp4 is None else (_is_expert, fp4),
         ),
     )

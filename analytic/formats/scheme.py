@@ -104,7 +104,10 @@ class Rules:
 
     def scheme(self, module: str) -> Scheme | None:
         """The scheme of ``module``, or None."""
-        return next((scheme for takes, scheme in self.overrides if takes(module)), self.default)
+        for takes, scheme in self.overrides:  # asked 100,000 times: a generator takes twice as long
+            if takes(module):
+                return scheme
+        return self.default
 
 
 LINEAR, EXPERT, EMBEDDING = "linear", "expert", "embedding"

@@ -137,6 +137,7 @@ def llamacpp_weights(
     file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
     settings = _Settings(backend=BACKENDS[backend], gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, mmap=mmap)
     buffers: dict[str, list[FileTensor]] = {}
+    held: set[tuple[str, str]] = set()
     left_out: Counter[str] = Counter()
     for tensor, layers in _made(file):
         places = dict.fromkeys(_place(tensor, layer, file, settings) for layer in layers)
@@ -144,9 +145,9 @@ def llamacpp_weights(
             left_out["GPU" if _GPU in places else "host"] += tensor.bytes
             continue
         for place in places:
-            own = buffers.setdefault(place, [])
-            if tensor not in own or (file.architecture in _HEAD_FIRST and place != _FILE):
-                own.append(tensor)
+            if (place, tensor.name) not in held or (file.architecture in _HEAD_FIRST and place != _FILE):
+                buffers.setdefault(place, []).append(tensor)
+                held.add((place, tensor.name))
     _require_order(model, buffers.get(_FILE, []))
     on_gpu = buffers.pop(_GPU, [])
     return _gpu(on_gpu, settings.backend, buffers, left_out["GPU"]), _host(buffers, left_out["host"])

@@ -104,7 +104,11 @@ class _Sorter:
             if scheme is None:
                 yield from (_beside(t) if beside.search(t.name) else _plain(t) for t in held.values())
             else:
-                yield from self._join(self._agreed(module, held, scheme), module, held)
+                found = self._joined(self._agreed(module, held, scheme), module, held)
+                ending, shape, stored_as, parameters, size, _, pieces, _ = found.weight
+                yield Unpacked(module + ending, shape, stored_as, parameters, size, held[found.packed].file, pieces)
+                for suffix in found.beside:
+                    yield _beside(held[suffix])
 
     def _by_module(self, stored: Iterable[StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
         """Tensors by the module that they belong to and what follows its name."""
@@ -146,17 +150,12 @@ class _Sorter:
             raise _contradiction(tensor, f"quantization_config says {said.name}")
         return said
 
-    def _join(self, scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> Iterator[Unpacked]:
+    def _joined(self, scheme: Scheme, module: str, held: Mapping[str, StoredTensor]) -> "_Joined":
         """A module's packed weight as one, and what else stands there."""
         alike = (id(scheme), *[(suffix, tensor.dtype, tensor.shape) for suffix, tensor in held.items()])
         if alike not in self.joined:
             self.joined[alike] = _joined(scheme, module, held)
-        joined = self.joined[alike]
-        _, shape, stored, parameters, size, _, pieces, _ = joined.weight
-        file = held[joined.packed].file
-        yield Unpacked(f"{module}{joined.weight.name}", shape, stored, parameters, size, file, pieces)
-        for suffix in joined.beside:
-            yield _beside(held[suffix])
+        return self.joined[alike]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

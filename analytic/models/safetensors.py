@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from analytic.errors import UllageError
 from analytic.models.configfile import CONFIG, parse_object, read_bounded, reading, require_file
@@ -70,7 +70,7 @@ def parse_header(blob: bytes, *, data_bytes: int | None, where: str) -> tuple[St
     """
     if not blob.startswith(b"{"):
         raise UllageError(f"{where}: the header does not start with '{{'", hint="is it a safetensors file?")
-    entries = parse_object(blob, f"{where} (header)", limit_bytes=MAX_HEADER_BYTES)
+    entries = parse_object(blob, f"{where} (header)", limit_bytes=MAX_HEADER_BYTES, quotes=_quotes)
     _check_metadata(entries.pop("__metadata__", {}), where)
     file = where.replace("\\", "/").rpartition("/")[2]
     spans = sorted(_parse_entry(name, entry, file, where) for name, entry in entries.items())
@@ -139,10 +139,13 @@ def parse_index(raw: bytes, where: str) -> dict[str, str]:
     weight_map = parse_object(raw, where, limit_bytes=MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UllageError(f"{where}: no weight_map, so it does not say which file holds which tensor")
-    plain = {file for file in set(filter(_is_text, weight_map.values())) if _PLAIN_NAME.fullmatch(file)}
+    plain: set[str] = set()
     for tensor, file in weight_map.items():
-        if not _is_text(file) or file not in plain:
+        if isinstance(file, str) and file in plain:
+            continue
+        if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
             raise UllageError(f"{where}: {tensor!r} is said to be in {file!r}, not the name of a safetensors file")
+        plain.add(file)
     return weight_map
 
 
@@ -177,7 +180,7 @@ def join_shards(
         (twice, _), *_ = Counter(tensor.name for tensor in tensors).most_common(1)
         files = ", ".join(tensor.file for tensor in tensors if tensor.name == twice)
         raise UllageError(f"{where}: tensor {twice!r} is in several files: {files}", hint="remove stale files")
-    for name, file in weight_map.items():
+    for name, file in weight_map.items() if held != weight_map else ():
         if held.get(name) != file:
             raise UllageError(
                 f"{where}: tensor {name!r} is not in its shard {file!r}", hint="the files do not belong together"
@@ -207,6 +210,12 @@ def _complete_set(numbered: list[re.Match[str]], where: str) -> tuple[str, ...]:
     return tuple(match[0] for match in numbered)
 
 
+def _quotes(entries: Mapping[str, Any]) -> int:
+    """Of a name, three keys and a dtype an entry; of a key and a value each of the metadata."""
+    metadata = entries.get("__metadata__")
+    return 10 * len(entries) + (4 * len(metadata) - 8 if isinstance(metadata, Mapping) else 0)
+
+
 def _check_metadata(metadata: object, where: str) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UllageError(f"{where}: __metadata__ is not a map from text to text")
@@ -216,10 +225,11 @@ def _parse_entry(name: str, entry: object, file: str, where: str) -> tuple[int, 
     if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         raise UllageError(f"{_named(where, name)} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    begin, end = offsets if isinstance(offsets, list) and len(offsets) == 2 else (None, None)
+    if not isinstance(dtype, str) or not _are_sizes(shape) or type(begin) is not int or type(end) is not int:
         raise UllageError(f"{_named(where, name)} has a dtype, shape or data_offsets of the wrong type")
     sizes = tuple(shape)
-    size, (begin, end) = _KNOWN_BYTES.get((dtype, sizes)), offsets
+    size = _KNOWN_BYTES.get((dtype, sizes))
     if size is None:
         size = _KNOWN_BYTES[dtype, sizes] = stored_bytes(dtype, sizes, _named(where, name))
     if end - begin != size:
@@ -233,10 +243,6 @@ _KNOWN_BYTES: dict[tuple[str, tuple[int, ...]], int] = {}
 
 def _named(where: str, name: str) -> str:
     return f"{where}: tensor {name!r}"
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    return isinstance(value, str)
 
 
 def _are_sizes(value: Any) -> bool:

@@ -31,7 +31,6 @@ _RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 # Tensor of one expert to the tensors of all experts that may hold it, the first that the class has.
-_EXPERT = re.compile(r"(?P<experts>.+?\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight")
 _FUSED = {
     "w1": ("gate_up_proj",),
     "w3": ("gate_up_proj",),
@@ -71,10 +70,12 @@ class Family:
 
     def find(self, pattern: str) -> Served | None:
         """The place of a tensor, by its name with ``{}`` for the layer; None where the class has none."""
-        if ".experts." not in pattern or (match := _EXPERT.fullmatch(pattern)) is None:
+        experts, of, own = pattern.partition(".experts.")
+        index, _, part = own.partition(".")
+        if not of or not index.isdecimal():
             return self._remembered(pattern)
-        found = self._remembered(f"{match['experts']}.{{e}}.{match['part']}.weight")
-        return found and Served(found.rule, int(match["index"]), found.part)
+        found = self._remembered(f"{experts}{of}{{e}}.{part}")
+        return found and Served(found.rule, int(index), found.part)
 
     def has_module(self, module: str) -> bool:
         """Whether the class has a module of this name that owns a weight."""

@@ -1,17 +1,20 @@
 """Answers as JSON documents: the contract that other programs read (schema_version 1)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analytic.estimator import NOT_MODELED, Estimate
 from analytic.hardware import Gpu
 from analytic.ledger import Ledger
 from analytic.models.catalog import Entry
 from analytic.quantity import Quantity
+from analytic.report import SCHEMA_VERSION
 from analytic.rule import Rule
 
-SCHEMA_VERSION = "1"
+if TYPE_CHECKING:
+    from analytic.estimator import Estimate
 
 
 def rule_document(rule: Rule) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def models_document(rows: Iterable[Entry]) -> dict[str, Any]:
 
 def estimate_document(answer: Estimate) -> dict[str, Any]:
     """``ullage estimate --json``."""
+    from analytic.estimator import NOT_MODELED
+
     model = answer.model
     return {
         "schema_version": SCHEMA_VERSION,

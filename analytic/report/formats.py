@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analytic.formats.catalog import Row, read_methods
-from analytic.report.document import SCHEMA_VERSION
+from analytic.report import SCHEMA_VERSION
 
 
 def formats_document(rows: Sequence[Row]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from analytic.inspection import Inspection, Loading, is_packed
 from analytic.loaded import Loaded
 from analytic.models.inventory import TensorGroup
 from analytic.quantity import GiB
-from analytic.report.document import SCHEMA_VERSION
+from analytic.report import SCHEMA_VERSION
 from analytic.weights import ServedGroup
 
 

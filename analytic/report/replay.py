@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from analytic.quantity import GiB
+from analytic.report import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SCHEMA_VERSION = "1"
 DEFAULTS = "PyTorch's defaults"
 
 
