@@ -274,7 +274,7 @@ def inspect(
         Write the JSON document to this file.
     """
     from analytic.hardware import find_gpu
-    from analytic.inspection import EngineFlags
+    from analytic.holding import EngineFlags
     from analytic.inspection import inspect as look
     from analytic.models.resolve import resolve
     from analytic.quantity import parse_tokens

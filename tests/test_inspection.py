@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from analytic.errors import UllageError
-from analytic.inspection import EngineFlags, inspect
+from analytic.holding import EngineFlags
+from analytic.inspection import inspect
 from analytic.models import catalog
 from analytic.report.inspection import inspection_document
 
@@ -60,15 +61,15 @@ def test_the_kinds_of_a_hybrid_cache() -> None:
 def test_what_each_engine_loads() -> None:
     """Rows of 131,072 positions x 128 elements in vLLM; llama.cpp holds a tied head twice."""
     rows = {row["engine"]: row for row in inspected("llama-3.1-8b")["loaded"]}
-    (gpu,) = rows["vLLM 0.33"]["rows"]
+    (gpu,) = rows["vLLM"]["rows"]
     assert {"what": "rotary table of 131,072 positions", "bytes": 131_072 * 128 * 2} in gpu["changes"]
     assert rows["transformers"]["rows"][0]["bytes"] + sum(c["bytes"] for c in gpu["changes"]) == gpu["bytes"]
     tied = {row["engine"]: row for row in inspected("gemma-3-4b", quantization="Q8_0")["loaded"]}
-    on = {row["place"]: row for row in tied["llama.cpp 0.5"]["rows"]}
+    on = {row["place"]: row for row in tied["llama.cpp"]["rows"]}
     head = 262_144 * 2560 // 32 * 34
     assert on["host"]["bytes"] == head
     assert {"what": "output head, tied to the embedding, a second time", "bytes": head} in on["GPU"]["changes"]
-    assert "no GGUF" in tied["vLLM 0.33"]["refused"]
+    assert "no GGUF" in tied["vLLM"]["refused"]
 
 
 def test_kernels_depend_on_the_gpu() -> None:

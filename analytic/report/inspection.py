@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analytic.inspection import Inspection, Loading, is_packed
+from analytic.holding import Loading
+from analytic.inspection import Inspection, is_packed
 from analytic.loaded import Loaded
 from analytic.models.inventory import TensorGroup
 from analytic.quantity import GiB
@@ -163,11 +164,12 @@ def _left(found: Inspection) -> Table:
 def _loadings(loadings: Iterable[Loading]) -> Table:
     table = _grid(("weights as loaded by", "left"), ("on", "left"), ("size", "right"), ("more or less", "left"))
     for loading in loadings:
+        engine = f"{loading.engine} {loading.version}"
         if loading.refused:
             hint = f" ({loading.hint})" if 0 < len(loading.hint) <= _LONGEST_HINT else ""
-            table.add_row(loading.engine, "", "", Text(loading.refused + hint, style="dim"))
+            table.add_row(engine, "", "", Text(loading.refused + hint, style="dim"))
         for row in loading.rows:
-            table.add_row(loading.engine, row.place, _size(row.bytes), Text(_changes(row), style="dim"))
+            table.add_row(engine, row.place, _size(row.bytes), Text(_changes(row), style="dim"))
     return table
 
 
