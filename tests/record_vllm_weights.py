@@ -15,7 +15,7 @@ Run by hand, in a virtual environment of Python 3.12 with vllm (and the torch th
     python ../record_vllm_weights.py driver >> stubs.c
     make SITE=$SITE USERS="$USERS"
     export NULLCUDA_BOOL=0 NULLCUDA_CAPACITY_BYTES=65970697666560 LD_LIBRARY_PATH=$SITE/nvidia/cu13/lib
-    for sm in 80 89 90 100; do NULLCUDA_SM=$sm ./run.sh VENV/bin/python ../record_vllm_weights.py record; done
+    for sm in 80 86 89 90 100 120; do NULLCUDA_SM=$sm ./run.sh VENV/bin/python ../record_vllm_weights.py record; done
 
 A case of which the process dies stays ``failed``; run it again for the rest. vLLM's settings are its defaults:
 ``--enforce-eager`` would hold DeepSeek's rotary table in float32.
@@ -170,7 +170,7 @@ SCALED: tuple[tuple[str, int, dict[str, Any]], ...] = (
 )
 """Models with a ``rope_scaling``, which the catalogue's configs leave out."""
 
-CAPABILITIES = (80, 89, 90, 100)
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
 
 ENDED = "the process ended"

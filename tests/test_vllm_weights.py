@@ -28,6 +28,9 @@ BEYOND = {
     *((model, "modelopt-fp8", 100) for model in ROUTED),
     *((model, "w4a16", 90) for model in ("qwen3-next-80b-a3b", "qwen3.5-9b")),  # 32 or 64 rows: Marlin pads
     ("qwen3-30b-a3b", "fp8-static", 100),  # the kernel depends on the routing
+    *(("qwen3-30b-a3b", made, 120) for made in ("ct-nvfp4", "fp8-static", "fp8-blocks", "nvfp4", "modelopt-fp8")),
+    ("qwen3-30b-a3b", "fp8_per_block", 120),
+    *((model, "ct-fp8", 86) for model in ("llama-3.1-8b", "qwen3-30b-a3b", "qwen2.5-0.5b")),  # no row for one format
 }
 """What was recorded and is refused: model, format and, with one, capability."""
 PRESETS = {
@@ -48,7 +51,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 def is_beyond(case: dict[str, Any]) -> bool:
-    made = case.get("format")
+    made = case.get("format") or case.get("quantization")
     return bool({(case["model"], made), (case["model"], made, case["capability"])} & BEYOND)
 
 
@@ -178,7 +181,7 @@ def packed(format: str) -> Model:
         (llama, {"quantization": "mlx-4bit"}, "mlx"),
         (llama, {"quantization": "q4_k_m", "capability": (9, 0)}, "GGUF"),
         (lambda: packed("gptq"), {}, "depends on the GPU"),
-        (lambda: packed("gptq"), {"capability": (12, 0)}, "12.0"),
+        (lambda: packed("gptq"), {"capability": (7, 5)}, "7.5"),
         (lambda: packed("gptq"), {"capability": (9, 0), "dtype": "float32"}, "float32"),
         (lambda: packed("gptq-ordered"), {"capability": (9, 0)}, "desc_act"),
         (lambda: packed("gptq-asymmetric"), {"capability": (9, 0)}, "sym"),

@@ -1,6 +1,6 @@
 """How vLLM's kernels hold a packed matrix: a row a format and a compute capability, from vLLM 0.33.
 
-Which kernel vLLM chooses depends on the GPU. Recorded were four generations; no other has a row.
+Which kernel vLLM chooses depends on the GPU. Six capabilities were recorded; no other has a row.
 """
 
 from collections.abc import Mapping
@@ -101,9 +101,16 @@ _HUMMING4, _HUMMING8, _HUMMING4Z = (
 _STRIDES = replace(_W8A8, expert_bytes=(16, 8), source="layers/fused_moe/experts/cutlass_moe.py")
 
 
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+"""That were recorded: Ampere (A100; A10, RTX 3090), Ada, Hopper, and Blackwell (B200; RTX 5090)."""
+
+
 def _rows(*kernels: Kernel | None) -> _Rows:
-    """Ampere, Ada, Hopper and Blackwell."""
-    return {number: kernel for number, kernel in zip((80, 89, 90, 100), kernels, strict=True) if kernel is not None}
+    """One for each of `CAPABILITIES`, or for each of the four generations where all of one have the same."""
+    if len(kernels) == 4:
+        ampere, ada, hopper, blackwell = kernels
+        kernels = (ampere, ampere, ada, hopper, blackwell, blackwell)
+    return {number: kernel for number, kernel in zip(CAPABILITIES, kernels, strict=True) if kernel is not None}
 
 
 def _both(name: str, linear: tuple[Kernel | None, ...], experts: tuple[Kernel | None, ...]) -> dict[_Key, _Rows]:
@@ -118,7 +125,11 @@ KERNELS: Mapping[_Key, _Rows] = {
     **_both("ct-int4-asym-packed", (_CT4Z, _CT4Z, replace(_CT4Z, zero_bits=16, **_HOPPER), _CT4Z), (_CT4Z,) * 4),
     **_both("ct-int8-packed", (_CT8, _CT8, replace(_CT8, **_HOPPER), _CT8), (_CT8, _CT8, _HUMMING8, _CT8)),
     **_both("ct-int8-channel", (_W8A8,) * 4, (_W8A8,) * 4),
-    **_both("ct-fp8-channel", (None, _W8A8, _W8A8, _W8A8), (None, _W8A8, _STRIDES, _STRIDES)),
+    **_both(
+        "ct-fp8-channel",
+        (None, _W8A8, _W8A8, _W8A8),
+        (None, None, _W8A8, _STRIDES, _STRIDES, _W8A8),
+    ),
     **_both("nvfp4", (_NVFP4, None, None, _NVFP4_TILES), (replace(_NVFP4, expert_bytes=(4, 4)), None, None, None)),
     **_both(
         "ct-nvfp4-packed",
@@ -136,10 +147,14 @@ KERNELS: Mapping[_Key, _Rows] = {
         (_FP8_MARLIN, None, _FP8_STATIC, _FP8_STATIC),
         (_FP8_MARLIN_STATIC, None, _STACKED_PRODUCT, None),
     ),
-    **_both("fp8-128x128", (_BLOCKS_MARLIN, _BLOCKS_MARLIN, _BLOCKS, _BLOCKS_E8M0), (_BLOCKS_MARLIN, *(_BLOCKS,) * 3)),
+    **_both(
+        "fp8-128x128",
+        (_BLOCKS_MARLIN, _BLOCKS_MARLIN, _BLOCKS, _BLOCKS_E8M0),
+        (_BLOCKS_MARLIN, _BLOCKS_MARLIN, *(_BLOCKS,) * 3, None),
+    ),
     ("mxfp4", "experts"): {
         80: replace(_MXFP4, pads=(256, 128), bias_bytes=SERVING),
         90: replace(_MXFP4, scale_pads=(256, 4)),
     },
 }
-"""By format and kind of module, then by compute capability; recorded were 8.0, 8.9, 9.0 and 10.0."""
+"""By format and kind of module, then by compute capability."""
