@@ -201,6 +201,7 @@ def cases(names: list[str]) -> Iterator[dict[str, Any]]:
     for capability in (80, 100):
         for name in ("llama-3.2-1b", "mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v2-lite", "qwen3-next-80b-a3b"):
             yield case(name, layers=4, capability=capability)
+    for capability in (80, 86, 89, 100, 120):
         for name in ("gpt-oss-20b", "deepseek-v3", "minimax-m2.5"):
             yield case(name, layers=4, capability=capability)
     for model in OTHERS:

@@ -30,6 +30,10 @@ BEYOND = {
     ("qwen3-30b-a3b", "fp8-static", 100),  # the kernel depends on the routing
     *(("qwen3-30b-a3b", made, 120) for made in ("ct-nvfp4", "fp8-static", "fp8-blocks", "nvfp4", "modelopt-fp8")),
     ("qwen3-30b-a3b", "fp8_per_block", 120),
+    *(
+        (model, made, 120)
+        for model, made in (("deepseek-v3", None), ("minimax-m2.5", None), ("deepseek-v2-lite", "fp8-blocks"))
+    ),
     *((model, "ct-fp8", 86) for model in ("llama-3.1-8b", "qwen3-30b-a3b", "qwen2.5-0.5b")),  # no row for one format
 }
 """What was recorded and is refused: model, format and, with one, capability."""

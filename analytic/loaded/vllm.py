@@ -58,8 +58,8 @@ def vllm_weights(
     online = str(quantization) in ONLINE
     quantization = ONLINE.get(str(quantization), quantization)
     router = _router_format(model, family, str(quantization)) if online else None
-    _require_aligned(model, capability)
     served = [s for s in weigh(model, dtype=dtype, quantization=quantization).served if s.group.persistent]
+    _require_aligned(model, served, dtype, capability)
     stored = sum(_stored_bytes(s, family, dtype) for s in served)
     changes = tuple(
         change
@@ -97,8 +97,12 @@ def _family(model: Model) -> Family:
     return FAMILIES[model_type]
 
 
-def _require_aligned(model: Model, capability: tuple[int, int] | None) -> None:
-    """Refuse experts that kernels of Blackwell pad (fused_moe/oracle/unquantized.py), where the GPU may be one."""
+def _require_aligned(
+    model: Model, served: Iterable[ServedGroup], dtype: str, capability: tuple[int, int] | None
+) -> None:
+    """Refuse plain experts that kernels of Blackwell pad (fused_moe/oracle/unquantized.py), if the GPU may be one."""
+    if not any(s.group.role == "expert" and s.format == dtype for s in served):
+        return
     sizes = {
         layer.feed_forward.intermediate_size
         for layer in model.geometry.layers

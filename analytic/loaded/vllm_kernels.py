@@ -80,6 +80,7 @@ _BLOCKS_MARLIN = replace(_FP8_MARLIN, group=128)
 _BLOCKS_E8M0 = replace(_BLOCKS, group=512, rows=1, multiples=(64, 128), source="kernels/linear/scaled_mm/deep_gemm.py")
 """Four exponents in an int32."""
 _MXFP4 = Kernel(bits=4, scale_bytes=1, group=32, tiles=False, source="layers/fused_moe/oracle/mxfp4.py")
+_MXFP4_MARLIN = replace(_MXFP4, pads=(256, 128), bias_bytes=SERVING)
 _STACKED = replace(_FP8, layer_bytes=0, expert_bytes=(4, 4))
 """A scale an expert."""
 _STACKED_INPUT = replace(_STACKED, stack_bytes=4)
@@ -152,9 +153,6 @@ KERNELS: Mapping[_Key, _Rows] = {
         (_BLOCKS_MARLIN, _BLOCKS_MARLIN, _BLOCKS, _BLOCKS_E8M0),
         (_BLOCKS_MARLIN, _BLOCKS_MARLIN, *(_BLOCKS,) * 3, None),
     ),
-    ("mxfp4", "experts"): {
-        80: replace(_MXFP4, pads=(256, 128), bias_bytes=SERVING),
-        90: replace(_MXFP4, scale_pads=(256, 4)),
-    },
+    ("mxfp4", "experts"): _rows(*(_MXFP4_MARLIN,) * 3, replace(_MXFP4, scale_pads=(256, 4)), None, _MXFP4_MARLIN),
 }
 """By format and kind of module, then by compute capability."""
