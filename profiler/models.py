@@ -5,6 +5,7 @@ The installed transformers builds the model; its own quantisers say which module
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -71,7 +72,9 @@ def build(config: Mapping[str, Any]) -> Any:
     plain = {k: deepcopy(v) for k, v in config.items() if k not in ("model_type", "quantization_config")}
     model_type = str(config["model_type"])
     try:
-        resolved = transformers.AutoConfig.for_model(BUILT_AS.get(model_type, model_type), **plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # published configs keep older names
+            resolved = transformers.AutoConfig.for_model(BUILT_AS.get(model_type, model_type), **plain)
         with torch.device("meta"):
             return model_class(resolved)._from_config(resolved, dtype=torch.bfloat16)
     except UllageError:
