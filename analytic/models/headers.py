@@ -134,12 +134,13 @@ class _Sorting:
 
     def _decoder_prefixes(self, split: list[tuple[Unpacked, str, int | None]]) -> set[str]:
         """What precedes a decoder layer's index in stored names; the largest stack where the class is not known."""
+        if self.family is not None:
+            prefixes = {_prefix(pattern) for _, pattern, index in split if index is not None}
+            return {prefix for prefix in prefixes if self.family.is_decoder(prefix)}
         sizes: Counter[str] = Counter()
         for tensor, pattern, index in split:
             if index is not None:
                 sizes[_prefix(pattern)] += tensor.bytes
-        if self.family is not None:
-            return {prefix for prefix in sizes if self.family.is_decoder(prefix)}
         return {prefix for prefix, _ in sizes.most_common(1)}
 
     def _place(self, tensor: Unpacked, pattern: str, index: int | None) -> _Tensor | None:
