@@ -24,7 +24,7 @@ from analytic.models.meta import from_config
 from analytic.models.model import Model
 from analytic.models.packed import unpack
 from analytic.models.safetensors import StoredTensor, read_directory, stored_bytes
-from analytic.models.served_names import family_of
+from analytic.models.served_names import family_of, split_index
 from analytic.weights import weigh
 from profiler.models import describe
 
@@ -541,3 +541,16 @@ def test_an_inventory_from_the_config_agrees_with_one_from_the_headers(
     assert {g for g in alone.tensors if g.persistent} == {
         g for g in read(llama, tiny_config("llama")).tensors if g.persistent
     }
+
+
+def test_numbers_that_no_layer_has_are_part_of_a_name() -> None:
+    """Python turns no text of more than 4,300 digits into a number."""
+    digits = "9" * 5000
+    assert split_index(f"model.layers.{digits}.weight") == (f"model.layers.{digits}.weight", None)
+    assert split_index("model.layers.12.mlp.weight") == ("model.layers.{}.mlp.weight", 12)
+    family = family_of("Qwen3MoeForCausalLM", "qwen3_moe", quantized=None)
+    assert family is not None
+    assert family.find(f"model.layers.{{}}.mlp.experts.{digits}.up_proj.weight") is None
+    found = family.find("model.layers.{}.mlp.experts.7.up_proj.weight")
+    assert found is not None
+    assert (found.expert, found.part) == (7, "up_proj")

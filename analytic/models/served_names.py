@@ -13,7 +13,9 @@ from analytic.models.config_reader import ALIASES
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+_LONGEST_INDEX = 9
+"""Digits of a layer's or an expert's index; a longer number is part of a name."""
+_INDEX = re.compile(rf"(?<=\.)\d{{1,{_LONGEST_INDEX}}}(?=\.)")
 
 # Older names, applied one after the other until the class knows the result (transformers/conversion_mapping.py).
 _RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -72,7 +74,7 @@ class Family:
         """The place of a tensor, by its name with ``{}`` for the layer; None where the class has none."""
         experts, of, own = pattern.partition(".experts.")
         index, _, part = own.partition(".")
-        if not of or not index.isdecimal():
+        if not of or not index.isdecimal() or len(index) > _LONGEST_INDEX:
             return self._remembered(pattern)
         found = self._remembered(f"{experts}{of}{{e}}.{part}")
         return found and Served(found.rule, int(index), found.part)
