@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from analytic.console import Flag, Output, Whole, show
 from analytic.errors import UllageError, UsageError
+from analytic.serve_flags import ServeFlags
 
 app = App(
     name="ullage",
@@ -68,20 +69,7 @@ def estimate(
     *,
     gpu: str | None = None,
     gpu_memory: str | None = None,
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    quantization: str | None = None,
-    double_quant: Flag = False,
-    compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    batch_size: Whole = 1,
-    prompt_tokens: str = "2048",
-    output_tokens: str = "256",
-    padded: Flag = False,
-    attention: Literal["sdpa", "eager"] = "sdpa",
-    cache_implementation: Literal["dynamic", "static"] = "dynamic",
-    engine: Literal["transformers"] = "transformers",
-    pipeline_parallel_size: Annotated[Whole | None, Parameter(alias="-pp")] = None,
-    gpu_memory_utilization: float = 1.0,
+    serving: ServeFlags | None = None,
     revision: str | None = None,
     calibration: Path | None = None,
     json: Flag = False,
@@ -92,40 +80,11 @@ def estimate(
     Parameters
     ----------
     model
-        Catalogue name, Hub id, directory, config.json or .safetensors file.
+        Catalogue name, Hub id, directory, config.json, .safetensors or .gguf file, or a whole "vllm serve …" line.
     gpu
         A GPU of `ullage gpus`, and how many: h100-80gb or h100-80gb:2.
     gpu_memory
         A GPU that is not in the table, by its memory: 80GiB.
-    dtype
-        Dtype of what is not quantised; auto takes the publisher's.
-    quantization
-        bnb-nf4, bnb-fp4, bnb-int8 (while loading), gptq, awq, w4a16, w8a8, fp8, nvfp4, mxfp4 … (`ullage formats`), or
-        none, which serves a quantised checkpoint dequantised.
-    double_quant
-        Quantise the 4-bit scales too (bnb_4bit_use_double_quant).
-    compute_dtype
-        Dtype that 4-bit weights are multiplied in (default: the serving dtype).
-    kv_cache_dtype
-        Dtype of the KV cache; transformers keeps the model's.
-    batch_size
-        Sequences at once.
-    prompt_tokens
-        Prompt of each sequence: 2048, 32k (32,000) or 32K (32,768).
-    output_tokens
-        New tokens of each sequence.
-    padded
-        Sequences differ in length, so that the batch needs an attention mask.
-    attention
-        Attention implementation.
-    cache_implementation
-        static: all the cache's room at once, without the compilation that generate would add.
-    engine
-        Serving engine.
-    pipeline_parallel_size
-        Split the layers over so many GPUs (the same as --gpu NAME:N).
-    gpu_memory_utilization
-        Share of the GPU's memory that may be used.
     revision
         Branch, tag or commit of a Hub model.
     calibration
@@ -136,27 +95,13 @@ def estimate(
         Write the JSON document to this file.
     """
     from analytic.estimator import estimate as ask
-    from analytic.quantity import parse_tokens
 
     answer = ask(
         model,
         gpu=_gpu(gpu, gpu_memory),
-        gpus=pipeline_parallel_size,
         revision=revision,
         calibration=calibration,
-        engine=engine,
-        dtype=dtype,
-        quantization=quantization,
-        double_quant=double_quant,
-        compute_dtype=compute_dtype,
-        kv_cache_dtype=kv_cache_dtype,
-        batch_size=batch_size,
-        prompt_tokens=parse_tokens(prompt_tokens, what="--prompt-tokens"),
-        output_tokens=parse_tokens(output_tokens, what="--output-tokens"),
-        padded=padded,
-        attention=attention,
-        cache_implementation=cache_implementation,
-        gpu_memory_utilization=gpu_memory_utilization,
+        **(serving or ServeFlags()).given(),
     )
     show(
         answer,

@@ -1,26 +1,25 @@
 """From a model and a request to the ledger of every GPU, the verdict, and what would change it."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from analytic.calibration import Calibration, read_calibration, require_gpu, shipped
-from analytic.engines.activations import has_sdpa
-from analytic.engines.transformers import ledger, require_served, share_of, state_bytes
+from analytic.deployment import Deployment
+from analytic.engines.engine import Engine, find_engine
 from analytic.errors import UllageError, UsageError
-from analytic.formats.registry import find_method, find_preset
+from analytic.flags import Flags
+from analytic.formats.registry import find_preset
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
 from analytic.ledger import Ledger
-from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.models.packed import quantization_of, weight_bits
 from analytic.models.resolve import resolve
-from analytic.placement import balance
+from analytic.parallel import Degrees, degrees
 from analytic.quantity import GiB
 from analytic.request import LARGEST, Request, serving_dtype
 from analytic.rule import BITS, Rule, apply_rule
@@ -50,67 +49,86 @@ class Lever:
 class Estimate:
     """The answer: a ledger for each GPU, and what follows from them."""
 
-    model: Model
-    request: Request
-    dtype: str
-    """The dtype that ``auto`` became."""
-    gpu: Gpu | None
+    asked: Deployment
+    """With the engine's defaults resolved."""
     ledgers: tuple[Ledger, ...]
-    calibration: Calibration | None = None
-    """The constants that were fitted, where they were used."""
+
+    @property
+    def model(self) -> Model:
+        """What is served."""
+        return self.asked.model
+
+    @property
+    def request(self) -> Request:
+        """How it is served."""
+        return self.asked.request
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that ``auto`` became."""
+        return self.asked.dtype
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """Where."""
+        return self.asked.gpu
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The constants that were fitted, where they were used."""
+        return self.asked.calibration
+
+    @property
+    def engine(self) -> Engine:
+        """Who serves it."""
+        return find_engine(self.request.engine)
 
     @property
     def gpus(self) -> int:
-        """How many GPUs the layers are split over."""
+        """How many GPUs share the work."""
         return len(self.ledgers)
 
     @cached_property
     def fullest(self) -> Ledger:
         """The GPU that decides."""
-        return max(self.ledgers, key=lambda row: row.device.bytes)
+        return max(self.ledgers, key=lambda row: row.charged.bytes)
 
     @property
     def capacity_bytes(self) -> int | None:
         """What may be used of one GPU; None without a GPU."""
-        return None if self.gpu is None else int(self.gpu.total_bytes * self.request.gpu_memory_utilization)
+        return None if self.gpu is None else self.engine.usable_bytes(self.asked, self.gpu)
 
     @property
     def fits(self) -> bool | None:
         """Whether every GPU holds its share; None without a GPU."""
-        return None if self.capacity_bytes is None else self.fullest.device.bytes <= self.capacity_bytes
+        return None if self.capacity_bytes is None else self.fullest.charged.bytes <= self.capacity_bytes
 
     @property
     def is_certain(self) -> bool:
         """Whether the verdict holds at both bounds."""
         if self.capacity_bytes is None:
             return True
-        bound = self.fullest.device.high_bytes if self.fits else self.fullest.device.low_bytes
+        bound = self.fullest.charged.high_bytes if self.fits else self.fullest.charged.low_bytes
         return (bound <= self.capacity_bytes) == self.fits
 
     @property
     def short_by_bytes(self) -> int | None:
         """What the fullest GPU lacks; 0 if it fits, None without a GPU."""
-        return None if self.capacity_bytes is None else max(0, self.fullest.device.bytes - self.capacity_bytes)
+        return None if self.capacity_bytes is None else max(0, self.fullest.charged.bytes - self.capacity_bytes)
 
     @cached_property
+    def needed(self) -> Degrees | None:
+        """The fewest GPUs of this kind, and how they share the work; None without a GPU, or if no number holds it."""
+        return None if self.capacity_bytes is None else self.engine.gpus_needed(self.asked, self.capacity_bytes)
+
+    @property
     def gpus_needed(self) -> int | None:
-        """The fewest GPUs of this kind, whole layers on each; None without a GPU, or if one layer is too much."""
-        capacity = self.capacity_bytes
-        if capacity is None:
-            return None
-
-        def fits(gpus: int) -> bool:
-            return (
-                _fullest(_ledgers(self.model, self.request, self.dtype, self.gpu, gpus, self.calibration)) <= capacity
-            )
-
-        counts = range(1, len(self.model.geometry.layers) + 1)
-        found = bisect_left(counts, True, key=fits)
-        return counts[found] if found < len(counts) else None
+        """How many those are."""
+        return None if self.needed is None else self.needed.gpus
 
     @cached_property
     def weights(self) -> Weights:
-        """The weights in detail."""
+        """The weights in detail, as the checkpoint has them."""
         return weigh(self.model, dtype=self.dtype, quantization=self.request.weight_format)
 
     @property
@@ -137,10 +155,7 @@ class Estimate:
             return None
 
         def fits(value: int) -> bool:
-            changed: Request = replace(self.request, **{field: value})  # type: ignore[arg-type]
-            return (
-                _fullest(_ledgers(self.model, changed, self.dtype, self.gpu, self.gpus, self.calibration)) <= capacity
-            )
+            return fullest_bytes(self.asked.asking(**{field: value})) <= capacity
 
         return largest(fits, start=getattr(self.request, field), limit=LARGEST[field])
 
@@ -149,22 +164,21 @@ class Estimate:
         """Changes that would save memory, those that fit and change least first."""
         if self.capacity_bytes is None:
             return ()
-        found = [self._lever(change, request, gpus) for change, request, gpus in _changes(self)]
+        found = [self._lever(change, asked) for change, asked in _changes(self)]
         saving = [lever for lever in found if lever is not None and lever.saved_bytes > 0]
         return tuple(sorted(saving, key=lambda lever: (not lever.fits, -lever.saved_bytes)))
 
-    def _lever(self, change: str, request: Request, gpus: int) -> Lever | None:
+    def _lever(self, change: str, asked: Deployment) -> Lever | None:
         try:
-            device = _fullest(
-                _ledgers(self.model, request, serving_dtype(self.model, request), self.gpu, gpus, self.calibration)
-            )
+            asked = replace(asked, dtype=serving_dtype(asked.model, asked.request))
+            row = max(ledgers_of(asked), key=lambda row: row.charged.bytes)
         except UllageError:
             return None
         return Lever(
             change=change,
-            device_bytes=device,
-            saved_bytes=self.fullest.device.bytes - device,
-            fits=device <= (self.capacity_bytes or 0),
+            device_bytes=row.device.bytes,
+            saved_bytes=self.fullest.device.bytes - row.device.bytes,
+            fits=row.charged.bytes <= (self.capacity_bytes or 0),
         )
 
     @cached_property
@@ -176,6 +190,11 @@ class Estimate:
             bits=min(known for known in BITS if known >= bits),
             gpu_memory_bytes=self.gpu.total_bytes if self.gpu else 80 * 10**9,
         )
+
+    @cached_property
+    def details(self) -> dict[str, Any]:
+        """What the engine would print or hold beside the GPUs, in its own terms."""
+        return self.engine.details(self.asked, self.ledgers)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
@@ -197,10 +216,10 @@ def estimate(
     Args:
         model: a catalogue name, Hub id, path, or a resolved model.
         gpu: a GPU of the table (``h100-80gb``, or ``h100-80gb:2`` for two), or None for a device without a limit.
-        gpus: how many equal GPUs the layers are split over.
+        gpus: how many equal GPUs share the work; None for as many as ``gpu`` says, or the parallel sizes.
         revision: branch, tag or commit of a Hub model.
         calibration: a calibration of this GPU, or its file; None takes the shipped one, if there is one.
-        **flags: fields of `Request`.
+        **flags: fields of `Request` and of `Flags`.
 
     Raises:
         UllageError: what is unknown, missing or contradictory, by name.
@@ -208,7 +227,8 @@ def estimate(
     resolved = resolve(model, revision=revision) if isinstance(model, str) else model
     device, count = _device(gpu, gpus)
     fitted = shipped(device) if calibration is None else _calibration(calibration, device)
-    return run(resolved, _request(flags), gpu=device, gpus=count, calibration=fitted)
+    request, own = split_flags(flags)
+    return run(resolved, request, flags=own, gpu=device, gpus=count, calibration=fitted)
 
 
 def _calibration(calibration: str | Path | Calibration, gpu: Gpu | None) -> Calibration:
@@ -221,52 +241,91 @@ def run(
     model: Model,
     request: Request,
     *,
+    flags: Flags | None = None,
     gpu: Gpu | None = None,
-    gpus: int = 1,
+    gpus: int | None = None,
     calibration: Calibration | None = None,
 ) -> Estimate:
     """Estimate a resolved model; the fast path for many requests.
 
     ``calibration`` is taken to be of ``gpu``; it is left out where its attention implementations are others.
     """
-    if request.kv_cache_dtype not in ("auto", dtype := serving_dtype(model, request)):
-        raise UllageError(
-            f"transformers' {request.cache_implementation} cache keeps the model's dtype ({dtype}),"
-            f" not {request.kv_cache_dtype}",
-            hint="leave --kv-cache-dtype at auto",
-        )
-    require_served(model.geometry, request)
-    request = _as_served(model, request, gpu)
-    fitted = calibration if calibration and request.attention in calibration.attention else None
-    rows = _ledgers(model, request, dtype, gpu, gpus, fitted)
-    return Estimate(model=model, request=request, dtype=dtype, gpu=gpu, ledgers=rows, calibration=fitted)
+    asked = deploy(model, request, flags=flags, gpu=gpu, gpus=gpus, calibration=calibration)
+    return Estimate(asked=asked, ledgers=ledgers_of(asked))
 
 
-def _request(flags: dict[str, Any]) -> Request:
-    unknown = sorted(set(flags) - set(Request.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"unknown option {unknown[0]!r}", hint=f"known: {', '.join(Request.__dataclass_fields__)}")
-    return Request(**flags)
+def deploy(
+    model: Model,
+    request: Request,
+    *,
+    flags: Flags | None = None,
+    gpu: Gpu | None = None,
+    gpus: int | None = None,
+    calibration: Calibration | None = None,
+) -> Deployment:
+    """Everything that the ledgers follow from, the engine's defaults resolved.
+
+    Raises:
+        UllageError: what the engine cannot do, or flags that contradict each other, by name.
+    """
+    own, engine = flags or Flags(), find_engine(request.engine)
+    own.require_of(request.engine)
+    asked = Deployment(
+        model=model,
+        request=request,
+        flags=own,
+        dtype=serving_dtype(model, request),
+        gpu=gpu,
+        degrees=degrees(
+            gpus,
+            tensor=own.tensor_parallel_size,
+            pipeline=own.pipeline_parallel_size,
+            data=own.data_parallel_size,
+            rest=engine.REST,
+        ),
+        calibration=calibration,
+    )
+    return engine.prepare(asked)
 
 
-def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int]:
-    count = 1 if gpus is None else gpus
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UsageError(f"{count!r} GPUs: must be a whole number, at least 1")
+def ledgers_of(asked: Deployment) -> tuple[Ledger, ...]:
+    """One a GPU; every copy of the model has its part of the sequences."""
+    copies = asked.degrees.data
+    engine = find_engine(asked.request.engine)
+    if copies == 1:
+        return engine.ledgers(asked)
+    rows = engine.ledgers(asked.asking(batch_size=ceil(asked.request.batch_size / copies)))
+    return tuple(replace(row, rank=f"dp{copy}/{row.rank}") for copy in range(copies) for row in rows)
+
+
+def fullest_bytes(asked: Deployment) -> int:
+    """What counts against the memory of the GPU that decides."""
+    return max(row.charged.bytes for row in ledgers_of(asked))
+
+
+def split_flags(flags: dict[str, Any]) -> tuple[Request, Flags]:
+    """Fields of `Request` and of `Flags`, told apart by name.
+
+    Raises:
+        UsageError: a name that is neither's.
+    """
+    asking = {field.name for field in fields(Request)}
+    own = {field.name for field in fields(Flags)}
+    if unknown := sorted(set(flags) - asking - own):
+        raise UsageError(f"unknown option {unknown[0]!r}", hint=f"known: {', '.join(sorted(asking | own))}")
+    request = Request(**{name: value for name, value in flags.items() if name in asking})
+    return request, Flags(**{name: value for name, value in flags.items() if name in own})
+
+
+def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int | None]:
+    if gpus is not None and (not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 1):
+        raise UsageError(f"{gpus!r} GPUs: must be a whole number, at least 1")
     if isinstance(gpu, str) and ":" in gpu:
         named, spec = parse_gpu(gpu)
         if gpus not in (None, spec):
             raise UsageError(f"{gpu!r} and {gpus} GPUs contradict each other", hint="give the number once")
         return named, spec
-    return (find_gpu(gpu) if isinstance(gpu, str) else gpu), count
-
-
-def _as_served(model: Model, request: Request, gpu: Gpu | None) -> Request:
-    """A quantised checkpoint that the GPU cannot run quantised is served dequantised."""
-    needs = find_method(model.native_format).capability if model.native_format else None
-    if request.quantization is None and needs and gpu and gpu.capability and gpu.capability < needs:
-        return replace(request, quantization="none")
-    return request
+    return (find_gpu(gpu) if isinstance(gpu, str) else gpu), gpus
 
 
 def _bits(model: Model, request: Request, dtype: str) -> int:
@@ -281,53 +340,6 @@ def _bits(model: Model, request: Request, dtype: str) -> int:
     return 8 * itemsize(dtype)
 
 
-def _ledgers(
-    model: Model, request: Request, dtype: str, gpu: Gpu | None, gpus: int, calibration: Calibration | None
-) -> tuple[Ledger, ...]:
-    on: dict[str, Any] = {"dtype": dtype, "gpu": gpu, "calibration": calibration}
-    if gpus == 1:
-        return (ledger(share_of(model, dtype, request.weight_format), request, **on),)
-    layers = len(model.geometry.layers)
-    if gpus > layers:
-        raise UsageError(f"{gpus} GPUs for {layers} layers: a layer is not split", hint=f"at most {layers}")
-    spans = balance(_sizes(model, request, dtype), gpus=gpus)
-    shares = [share_of(model, dtype, request.weight_format, span) for span in spans]
-    rows = {share: ledger(share, request, **on) for share in dict.fromkeys(shares)}
-    return tuple(
-        replace(rows[share], rank=f"tp0/pp{rank}", layers=span)
-        for rank, (share, span) in enumerate(zip(shares, spans, strict=True))
-    )
-
-
-def _sizes(model: Model, request: Request, dtype: str) -> list[int]:
-    """Weights and state of each layer; what stands before and after the layers stays with the first and the last."""
-    weights, kinds, alone = _layers(model, dtype, request.weight_format)
-    states = [state_bytes(geometry, request, dtype) for geometry in alone]
-    return [held + states[kind] for held, kind in zip(weights, kinds, strict=True)]
-
-
-@lru_cache(maxsize=1024)
-def _layers(
-    model: Model, dtype: str, quantization: str | None
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Geometry, ...]]:
-    """Weight bytes of each layer, its kind, and each kind as a geometry of its own."""
-    weights = [0] * len(model.geometry.layers)
-    for served in weigh(model, dtype=dtype, quantization=quantization).served:
-        group = served.group
-        if group.layers is not None and model.is_decoder(group):
-            for layer in group.layers:
-                weights[layer] += served.each_bytes * group.copies
-        else:
-            weights[-1 if model.is_after_layers(group) else 0] += served.bytes
-    kinds = [layer for layer, _ in model.geometry.groups]
-    alone = tuple(replace(model.geometry, layers=(layer,)) for layer in kinds)
-    return tuple(weights), tuple(kinds.index(layer) for layer in model.geometry.layers), alone
-
-
-def _fullest(ledgers: tuple[Ledger, ...]) -> int:
-    return max(row.device.bytes for row in ledgers)
-
-
 def largest(fits: Callable[[int], bool], *, start: int, limit: int) -> int:
     """The largest value up to ``limit`` that fits, where fitting once means fitting everything smaller; 0 if none."""
     low, high = 0, start
@@ -340,69 +352,35 @@ def largest(fits: Callable[[int], bool], *, start: int, limit: int) -> int:
     return low
 
 
-def _changes(answer: Estimate) -> Iterator[tuple[str, Request, int]]:
+def _changes(answer: Estimate) -> Iterator[tuple[str, Deployment]]:
     """What could be asked for instead, one flag at a time."""
-    request, gpus = answer.request, answer.gpus
-    if answer.model.native_format is None:
-        if request.quantization in (None, "none"):
-            yield "--quantization bnb-int8", replace(request, quantization="bnb-int8"), gpus
-        if request.quantization in (None, "none", "bnb-int8"):
-            yield "--quantization bnb-nf4", replace(request, quantization="bnb-nf4"), gpus
-    if answer.dtype == "float32":
-        yield "--dtype bfloat16", replace(request, dtype="bfloat16"), gpus
-    if request.attention == "eager":
-        yield "--attention sdpa", replace(request, attention="sdpa"), gpus
+    asked, request = answer.asked, answer.request
+    yield from answer.engine.changes(asked)
     if batch := answer.max_sequences:
-        yield f"--batch-size {batch}", replace(request, batch_size=batch), gpus
+        yield f"--batch-size {batch}", asked.asking(batch_size=batch)
     if answer.max_tokens:
         prompt = answer.max_tokens - request.output_tokens
-        yield f"--prompt-tokens {prompt}", replace(request, prompt_tokens=prompt), gpus
-    if answer.gpus_needed and answer.gpus_needed > gpus and answer.gpu:
-        flag = f"--gpu {answer.gpu.name}:" if answer.gpu.kind != "custom" else "--pipeline-parallel-size "
-        yield f"{flag}{answer.gpus_needed}", request, answer.gpus_needed
-
-
-def _converter(answer: Estimate) -> str:
-    """Who leaves matrices as they are."""
-    asked = answer.request.quantization
-    beforehand = is_packing(asked) and find_preset(str(asked))[0].beforehand
-    return str(asked) if beforehand else "transformers"
-
-
-def _format_notes(answer: Estimate) -> Iterator[str]:
-    """What transformers makes of a packed format, and where it comes from."""
-    asked, native = answer.request.quantization, answer.model.native_format
-    if is_packing(asked):
-        preset, method = find_preset(str(asked))
-        if preset.beforehand:
-            yield f"{preset.name} is made beforehand ({preset.source}): counted is a checkpoint of it"
-        if method.transformers.note:
-            yield method.transformers.note
-    elif asked is None and native is not None and (note := find_method(native).transformers.note):
-        yield note
+        yield f"--prompt-tokens {prompt}", asked.asking(prompt_tokens=prompt)
+    needed = answer.needed
+    if needed is not None and needed.gpus > answer.gpus and answer.gpu:
+        several = replace(asked, degrees=needed)
+        if answer.gpu.kind != "custom":
+            yield f"--gpu {answer.gpu.name}:{needed.gpus}", several
+        else:
+            yield f"--pipeline-parallel-size {needed.gpus}", several
 
 
 def _warnings(answer: Estimate) -> Iterator[str]:
     yield from answer.model.notes
-    yield from _format_notes(answer)
     native = {"fp8": "fp8-128x128"}.get(answer.model.native_format or "", answer.model.native_format)
     if answer.gpu is not None:
         yield from precision_warnings(
             answer.gpu,
             dtype=answer.dtype,
             weight_format=answer.request.quantization if answer.request.quantization not in (None, "none") else native,
-            kv_cache_dtype=None,
+            kv_cache_dtype=answer.request.kv_cache_dtype,
         )
-    if answer.request.attention == "sdpa" and not has_sdpa(answer.model.geometry):
-        yield f"{answer.model.architecture} has no sdpa attention: transformers runs it eager, as counted here"
-    left = answer.weights.unconverted
-    if left:
-        size, share = sum(left.values()), sum(left.values()) / answer.weights.bytes
-        names = ", ".join(name.removesuffix(".weight") for name in list(left)[:3])
-        yield (
-            f"{size / GiB:.2f} GiB ({share:.0%} of the weights) stay in {answer.dtype}: "
-            f"{_converter(answer)} does not convert {names}{' …' if len(left) > 3 else ''}"
-        )
+    yield from answer.engine.warnings(answer.asked)
     loading = max(row.load_peak.bytes + row.components["context"].bytes for row in answer.ledgers)
     if answer.fits and answer.capacity_bytes is not None and loading > answer.capacity_bytes:
         yield f"serving fits, but loading peaks at {loading / GiB:.2f} GiB"

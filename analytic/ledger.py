@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from analytic.quantity import Quantity, total
+from analytic.quantity import NOTHING, Quantity, total
 
 Component = Literal["weights", "sequence_state", "activations", "workspace", "allocator_slack", "context"]
 
@@ -62,6 +62,10 @@ class Ledger:
     parts: tuple[Part, ...] = ()
     layers: tuple[int, int] | None = None
     """First layer and one past the last layer that live on this GPU."""
+    reclaimable: Quantity = NOTHING
+    """The part of the slack that the allocator would give back before it failed."""
+    uncounted: Quantity = NOTHING
+    """The part of the context that the engine does not charge to its budget."""
 
     @property
     def peak(self) -> Phase:
@@ -82,3 +86,14 @@ class Ledger:
     def device(self) -> Quantity:
         """What the driver charges the process."""
         return self.reserved + self.components["context"]
+
+    @property
+    def charged(self) -> Quantity:
+        """What counts against the memory that may be used."""
+        device, less = self.device, self.uncounted
+        return Quantity(
+            bytes=device.bytes - less.bytes,
+            low_bytes=device.low_bytes - less.low_bytes,
+            high_bytes=device.high_bytes - less.high_bytes,
+            basis=device.basis,
+        )

@@ -43,6 +43,10 @@ def exact(count: int) -> Quantity:
     return Quantity(bytes=count, low_bytes=count, high_bytes=count, basis="exact")
 
 
+NOTHING = exact(0)
+"""No bytes."""
+
+
 def bounded(low: int, count: int, high: int, basis: Basis) -> Quantity:
     """``count`` bytes, believed to lie in [``low``, ``high``]."""
     assert low <= count <= high, (low, count, high)

@@ -8,7 +8,8 @@ from analytic.formats.registry import find_preset
 from analytic.models.model import Model
 from analytic.weights import DTYPES, QUANTIZATIONS
 
-Engine = Literal["transformers"]
+Engine = Literal["transformers", "vllm", "llamacpp"]
+ENGINES: tuple[Engine, ...] = ("transformers", "vllm", "llamacpp")
 Attention = Literal["sdpa", "eager"]
 CacheImplementation = Literal["dynamic", "static"]
 
@@ -18,7 +19,7 @@ LARGEST = {"batch_size": 1_000_000, "prompt_tokens": 100_000_000, "output_tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A way of serving. Flags of engines that are not modelled stay None."""
+    """A way of serving; flags that only some engines have are `Flags`."""
 
     engine: Engine = "transformers"
     dtype: str = "auto"
@@ -38,8 +39,8 @@ class Request:
     attention: Attention = "sdpa"
     cache_implementation: CacheImplementation = "dynamic"
     """Whether transformers' cache grows with every token, or has all its room from the first on."""
-    gpu_memory_utilization: float = 1.0
-    """Share of the GPU's capacity that may be used."""
+    gpu_memory_utilization: float | None = None
+    """Share of the GPU's capacity that may be used; None: all of it, or vLLM's default."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -47,19 +48,19 @@ class Request:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
                 raise UsageError(f"--{name.replace('_', '-')}: {value!r} must lie between 1 and {largest:,}")
-        _choose("engine", self.engine, ("transformers",))
+        _choose("engine", self.engine, ENGINES)
         _choose("attention", self.attention, ("sdpa", "eager"))
         _choose("cache-implementation", self.cache_implementation, ("dynamic", "static"))
         _choose("dtype", self.dtype, ("auto", *DTYPES))
-        if self.quantization not in (None, "none", *QUANTIZATIONS):
+        if self.quantization is not None and self.quantization not in ("none", *QUANTIZATIONS, *_made_by(self.engine)):
             find_preset(self.quantization)
         _choose("compute-dtype", self.compute_dtype, (None, *DTYPES))
-        _choose("kv-cache-dtype", self.kv_cache_dtype, ("auto", *DTYPES))
+        _choose("kv-cache-dtype", self.kv_cache_dtype, _cache_dtypes(self.engine))
         if self.double_quant and self.quantization not in ("bnb-nf4", "bnb-fp4"):
             raise UsageError("--double-quant needs a 4-bit format", hint="add --quantization bnb-nf4")
         if self.compute_dtype and self.quantization not in ("bnb-nf4", "bnb-fp4"):
             raise UsageError("--compute-dtype needs a 4-bit format", hint="add --quantization bnb-nf4")
-        if not 0 < self.gpu_memory_utilization <= 1:
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise UsageError(
                 f"--gpu-memory-utilization: {self.gpu_memory_utilization} must be more than 0 and at most 1"
             )
@@ -75,6 +76,24 @@ class Request:
     def total_tokens(self) -> int:
         """Context of one sequence at the end: prompt and output."""
         return self.prompt_tokens + self.output_tokens
+
+
+def _cache_dtypes(engine: Engine) -> tuple[str, ...]:
+    """What ``--kv-cache-dtype`` takes; llama.cpp has ``-ctk`` and ``-ctv`` instead."""
+    if engine == "vllm":
+        from analytic.state.vllm_specs import CACHE_DTYPES
+
+        return tuple(CACHE_DTYPES)
+    return ("auto", *DTYPES) if engine == "transformers" else ("auto",)
+
+
+def _made_by(engine: Engine) -> tuple[str, ...]:
+    """Quantisations that an engine has beside the formats: what vLLM makes while it loads."""
+    if engine == "vllm":
+        from analytic.loaded.vllm import ONLINE
+
+        return tuple(ONLINE)
+    return ()
 
 
 def _choose(flag: str, value: object, choices: tuple[object, ...]) -> None:

@@ -32,8 +32,8 @@ GROWN_SLACK_USED = 0.75
 
 def slack_of(
     phases: tuple[Phase, ...], *, outgrown: int, leftover_bytes: int, staging_bytes: int, room: tuple[int, int] | None
-) -> Quantity:
-    """The most that is reserved beyond the most that is allocated.
+) -> tuple[Quantity, Quantity]:
+    """The most that is reserved beyond the most that is allocated, and what of it would be given back.
 
     What loading leaves cached (``leftover_bytes``) serves the cache and the activations, as far as it goes.
 
@@ -46,10 +46,11 @@ def slack_of(
     grown = grown_slack(outgrown, last.sequence_state.bytes)
     stays = max(first.bytes + middle[0], last.bytes + middle[-1]) - peak
     outlasts = max(0, max(last.bytes + grown[0], leftover_bytes) - peak - stays)
-    told = _given_back(stays, outlasts, room and room[0])
-    outlasts = max(grown[1], leftover_bytes - peak)
-    most = _given_back(max(high) + staging_bytes, outlasts, room and room[1])
-    return bounded(0, told, max(told, most), "assumed")
+    kept = _kept(stays, outlasts, room and room[0])
+    most_stays = max(high) + staging_bytes
+    most_kept = _kept(most_stays, max(grown[1], leftover_bytes - peak), room and room[1])
+    slack = bounded(0, stays + kept, max(stays + kept, most_stays + most_kept), "assumed")
+    return slack, bounded(0, kept, max(kept, most_kept), "assumed")
 
 
 def _resting(phase: Phase, at: int) -> int:
@@ -64,15 +65,17 @@ def grown_slack(outgrown: int, state: float) -> list[int]:
     return [max(0, round(part * outgrown - GROWN_SLACK_USED * state)) for part in GROWN_SLACK]
 
 
-def within(slack: Quantity, room: int, grown: int) -> Quantity:
-    """``slack`` less the part of outgrown segments for which a GPU has no ``room``."""
-    over = min(grown, max(0, slack.bytes - room))
-    middle = slack.bytes - over
-    return bounded(min(slack.low_bytes, middle), middle, slack.high_bytes, slack.basis)
+def within(slack: Quantity, room: int | None, grown: int) -> tuple[Quantity, Quantity]:
+    """``slack`` less the part of outgrown segments for which a GPU has no ``room``, and what is left of that part."""
+    over = 0 if room is None else min(grown, max(0, slack.bytes - room))
+    middle, kept = slack.bytes - over, min(grown - over, slack.bytes - over)
+    less = bounded(min(slack.low_bytes, middle), middle, slack.high_bytes, slack.basis)
+    return less, bounded(0, kept, kept, slack.basis)
 
 
-def _given_back(stays: int, grown: int, room: int | None) -> int:
-    return stays + (grown if room is None else min(grown, max(0, room - stays)))
+def _kept(stays: int, grown: int, room: int | None) -> int:
+    """What of outgrown segments a GPU with so much ``room`` keeps."""
+    return grown if room is None else min(grown, max(0, room - stays))
 
 
 def outgrown_bytes(geometry: Geometry, *, prompt_tokens: int, total_tokens: int, sequences: int, itemsize: int) -> int:

@@ -37,7 +37,7 @@ from analytic.state import (
     sequence_state_bytes,
     storage_growth,
 )
-from analytic.weights import ServedGroup, Weights, weigh
+from analytic.weights import QUANTIZATIONS, ServedGroup, Weights, weigh
 
 _MIB = 2**20
 
@@ -46,10 +46,22 @@ STAGED_TENSORS_HIGH = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Work:
+    """What the passes of a GPU's part of a model follow from. Equal ones are one object, so that passes are cached."""
+
+    geometry: Geometry
+    converted: tuple[tuple[str, int, int], ...]
+    """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
+
+
+_one_work = lru_cache(maxsize=4096)(Work)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Share:
     """Everything of the model that lives on one GPU. Equal ones are one object (`share_of`)."""
 
-    geometry: Geometry
+    work: Work
     weights_bytes: int
     rounding_bytes: int
     warmup_bytes: int
@@ -60,13 +72,16 @@ class Share:
     """What the first forward pass adds to packed weights that it decompresses."""
     large_converted: int
     """Quantised matrices of over 1 MiB."""
-    converted: tuple[tuple[str, int, int], ...]
-    """(format, rows, columns) of every kind of quantised matrix, whose forward needs temporaries."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of its layers."""
+        return self.work.geometry
 
     @property
     def converted_formats(self) -> set[str]:
         """Formats of the quantised matrices."""
-        return {name for name, *_ in self.converted}
+        return {name for name, *_ in self.work.converted}
 
     @property
     def has_experts(self) -> bool:
@@ -79,7 +94,7 @@ def ledger(
 ) -> Ledger:
     """The ledger of a GPU that holds ``share`` of a model; fitted constants take the place of assumed ones."""
     outlier_share = calibration.coefficient("activations", OUTLIERS) if calibration else 0.0
-    phases = _phases(share, request, dtype, outlier_share)
+    phases, outgrown = _passes(share.work, _workload(request), dtype, outlier_share)
     cublas = _cublas(gpu)
     if _head_is_first_product(share, request):
         phases = (_before_head(phases, cublas.bytes), *phases[1:])
@@ -98,13 +113,13 @@ def ledger(
     }
     context = fitted("context") or _context(gpu)
     room = None if gpu is None else _room(gpu, [*held.values(), context])
-    outgrown = _outgrown(share.geometry, request, itemsize(dtype))
-    slack = fitted("allocator_slack") or slack_of(
+    slack, reclaimable = slack_of(
         phases, outgrown=outgrown, leftover_bytes=share.leftover_bytes, staging_bytes=share.staging_bytes, room=room
     )
-    if calibration and room:
-        given_up = calibration.coefficient("allocator_slack", "outgrown") * features["allocator_slack"]["outgrown"]
-        slack = within(slack, room[0], round(given_up))
+    if calibration:
+        slack = calibration.predict("allocator_slack", features["allocator_slack"]) or slack
+        grown = calibration.coefficient("allocator_slack", "outgrown") * features["allocator_slack"]["outgrown"]
+        slack, reclaimable = within(slack, room and room[0], round(grown))
     return Ledger(
         phases=phases,
         components={
@@ -113,6 +128,7 @@ def ledger(
             "context": context,
         },
         retained=fixed,
+        reclaimable=reclaimable,
         load_peak=_load_peak(share),
         parts=(*workspace_parts, Part(component="workspace", name="dequantization", bytes=peak.temporaries.bytes)),
     )
@@ -135,7 +151,7 @@ def overhead_features(share: Share, request: Request, dtype: str) -> dict[Compon
     state = state_bytes(share.geometry, request, dtype)
     outgrown = grown_slack(_outgrown(share.geometry, request, itemsize(dtype)), state)[0]
     rows = request.batch_size * request.prompt_tokens
-    int8 = ((out, into) for name, out, into in share.converted if name == "bnb-int8")
+    int8 = ((out, into) for name, out, into in share.work.converted if name == "bnb-int8")
     outliers = (bnb_int8_outlier_bytes(*matrix, tokens=rows) for matrix in int8)
     return {
         "context": backends,
@@ -168,7 +184,10 @@ def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]
     stored = sum(s.bytes for s in served if s.group.persistent)
     warmup = sum(s.warmup_bytes * s.group.count for s in served if s.group.persistent)
     return _one_share(
-        geometry=geometry,
+        work=_one_work(
+            geometry=geometry,
+            converted=tuple({(s.format, *s.group.matrix): 0 for s in served if s.format.startswith("bnb-")}),
+        ),
         weights_bytes=stored,
         rounding_bytes=sum(s.rounded_bytes * s.group.count for s in served) - stored + _unsplit_bytes(served, warmup),
         warmup_bytes=warmup,
@@ -177,7 +196,6 @@ def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]
         + sum(s.bytes for s in served if s.decompressed_bytes),
         decompressed_bytes=sum(s.decompressed_bytes * s.group.count - s.bytes for s in served if s.decompressed_bytes),
         large_converted=sum(s.group.count for s in served if s.format.startswith("bnb-") and s.rounded_bytes > _MIB),
-        converted=tuple({(s.format, *s.group.matrix): 0 for s in served if s.format.startswith("bnb-")}),
     )
 
 
@@ -243,9 +261,20 @@ def _state(geometry: Geometry, request: Request, dtype: str, total_tokens: int) 
     return sequence_state_bytes(geometry, **_cache(request, itemsize(dtype), total_tokens))
 
 
-def _phases(share: Share, request: Request, dtype: str, outlier_share: float) -> tuple[Phase, ...]:
-    """Prefill, and the last decode step where there is one."""
-    geometry, batch, prompt = share.geometry, request.batch_size, request.prompt_tokens
+def _workload(request: Request) -> Request:
+    """``request`` less a format that no pass hangs on, beyond the `Work`."""
+    packed = request.quantization not in (None, *QUANTIZATIONS)
+    return replace(request, quantization=None) if packed else request
+
+
+@lru_cache(maxsize=65536)
+def _passes(work: Work, request: Request, dtype: str, outlier_share: float) -> tuple[tuple[Phase, ...], int]:
+    """Prefill and the last decode step where there is one; bytes of the segments that the cache outgrows."""
+    return _phases(work, request, dtype, outlier_share), _outgrown(work.geometry, request, itemsize(dtype))
+
+
+def _phases(work: Work, request: Request, dtype: str, outlier_share: float) -> tuple[Phase, ...]:
+    geometry, batch, prompt = work.geometry, request.batch_size, request.prompt_tokens
     end = cached_tokens(**_tokens(request))
     run: dict[str, Any] = {
         "batch_size": batch,
@@ -262,7 +291,7 @@ def _phases(share: Share, request: Request, dtype: str, outlier_share: float) ->
             moment=peak.moment,
             sequence_state=exact(_state(geometry, request, dtype, tokens)),
             activations=_traced(peak, *_unsplit(geometry, request, itemsize(dtype), tokens)),
-            temporaries=bounded(*_temporaries(share, request, dtype, rows, peak.moment, outlier_share), "traced"),
+            temporaries=bounded(*_temporaries(work, request, dtype, rows, peak.moment, outlier_share), "traced"),
         )
 
     prefill = phase("prefill", prompt, batch * prompt, prefill_peak(geometry, prompt_tokens=prompt, **run))
@@ -333,14 +362,14 @@ def _traced(peak: Peak, unsplit_bytes: int, unsplit_high_bytes: int) -> Quantity
     return bounded(peak.low_bytes, middle, max(peak.high_bytes, peak.bytes + unsplit_high_bytes), "traced")
 
 
-def _temporaries(share: Share, request: Request, dtype: str, tokens: int, moment: str, outlier_share: float) -> Bounds:
+def _temporaries(work: Work, request: Request, dtype: str, tokens: int, moment: str, outlier_share: float) -> Bounds:
     """What the quantised matrix that needs most adds to the activation peak while ``tokens`` rows pass it.
 
     A gated feed-forward peaks when its product is there; while the last matrix before it is multiplied, it is not yet.
     """
-    wanted = (_matrix_temporaries(*matrix, request, dtype, tokens, outlier_share) for matrix in share.converted)
+    wanted = (_matrix_temporaries(*matrix, request, dtype, tokens, outlier_share) for matrix in work.converted)
     most = max(wanted, key=lambda bounds: bounds.bytes, default=Bounds(0, 0, 0))
-    rows = max((rows for _, rows, _ in share.converted), default=0)
+    rows = max((rows for _, rows, _ in work.converted), default=0)
     absent = tokens * rows * itemsize(dtype) if moment == "mlp" else 0
     return Bounds(max(0, most.low_bytes - absent), max(0, most.bytes - absent), most.high_bytes)
 

@@ -61,32 +61,36 @@ def estimate_document(answer: Estimate) -> dict[str, Any]:
             "gpus_needed": answer.gpus_needed,
             "short_by_bytes": answer.short_by_bytes,
         },
+        "engine": {"name": answer.engine.NAME, "version": answer.engine.VERSION} | answer.details,
         "capacity": {"max_sequences": answer.max_sequences, "max_tokens": answer.max_tokens},
         "levers": [asdict(lever) for lever in answer.levers] if answer.fits is False else [],
         "rule_of_thumb": asdict(answer.rule_of_thumb),
         "warnings": list(answer.warnings),
-        "not_modeled": list(NOT_MODELED),
+        "not_modeled": [*NOT_MODELED, *answer.engine.NOT_MODELED],
         "calibration": answer.calibration.id if answer.calibration else None,
     }
 
 
 def _request(answer: Estimate) -> dict[str, Any]:
+    degrees = answer.asked.degrees
     resolved = {
         "dtype": answer.dtype,
         "compute_dtype": answer.request.compute_dtype or answer.dtype,
-        "kv_cache_dtype": answer.dtype,
-        "max_model_len": None,
-        "max_num_seqs": None,
-        "max_num_batched_tokens": None,
-        "tensor_parallel_size": 1,
-        "pipeline_parallel_size": answer.gpus,
+        "tensor_parallel_size": degrees.tensor,
+        "pipeline_parallel_size": degrees.pipeline,
+        "data_parallel_size": degrees.data,
         "gpu": answer.gpu.name if answer.gpu else None,
     }
-    return asdict(answer.request) | resolved
+    if answer.request.engine == "transformers":
+        resolved |= {
+            "kv_cache_dtype": answer.dtype,
+            "gpu_memory_utilization": answer.request.gpu_memory_utilization or 1.0,
+        }
+    return asdict(answer.request) | asdict(answer.asked.flags) | resolved
 
 
 def _gpu(answer: Estimate, row: Ledger) -> dict[str, Any]:
-    device, capacity = row.device, answer.capacity_bytes
+    capacity = answer.capacity_bytes
     return {
         "rank": row.rank,
         "layers": None if row.layers is None else list(row.layers),
@@ -96,12 +100,12 @@ def _gpu(answer: Estimate, row: Ledger) -> dict[str, Any]:
         "totals": {
             "allocated": _quantity(row.allocated),
             "reserved": _quantity(row.reserved),
-            "device": _quantity(device),
+            "device": _quantity(row.device),
         },
         "load_peak": _quantity(row.load_peak),
         "capacity_bytes": capacity,
-        "fits": None if capacity is None else device.bytes <= capacity,
-        "headroom_bytes": None if capacity is None else capacity - device.bytes,
+        "fits": None if capacity is None else row.charged.bytes <= capacity,
+        "headroom_bytes": None if capacity is None else capacity - row.charged.bytes,
     }
 
 

@@ -60,7 +60,7 @@ def _assumptions(answer: Estimate) -> str:
     if model.native_format and request.weight_format is None:
         precision = f"{model.native_format} as published, {answer.dtype}"
     return (
-        f"{model.id} ({model.parameters / 1e9:,.2f} B) in {precision}, {request.engine} with {request.attention}, "
+        f"{model.id} ({model.parameters / 1e9:,.2f} B) in {precision}, {answer.engine.setting(answer.asked)}, "
         f"{request.batch_size:,} sequence{'s' * (request.batch_size > 1)} of "
         f"{request.prompt_tokens:,} + {request.output_tokens:,} tokens: "
     )

@@ -1,0 +1,35 @@
+"""One way to serve one model on some GPUs: everything that an engine's ledger follows from."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from analytic.calibration import Calibration
+from analytic.flags import Flags
+from analytic.hardware import Gpu
+from analytic.models.model import Model
+from analytic.parallel import Degrees
+from analytic.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deployment:
+    """A model, a request, and where it runs."""
+
+    model: Model
+    request: Request
+    flags: Flags = field(default_factory=Flags)
+    dtype: str
+    """The dtype that ``auto`` became."""
+    gpu: Gpu | None = None
+    degrees: Degrees = field(default_factory=Degrees)
+    calibration: Calibration | None = None
+    """The constants that were fitted, where they are used."""
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs there are."""
+        return self.degrees.gpus
+
+    def asking(self, **changes: Any) -> "Deployment":
+        """The same with another request."""
+        return replace(self, request=replace(self.request, **changes))
