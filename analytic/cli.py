@@ -114,6 +114,139 @@ def estimate(
 
 
 @app.command
+def plan(
+    model: str,
+    /,
+    *models: str,
+    gpu: tuple[str, ...] = (),
+    gpus: str | None = None,
+    formats: str | None = None,
+    target_context: str = "4096",
+    target_concurrency: Whole = 1,
+    contexts: str | None = None,
+    concurrencies: str | None = None,
+    node_gpus: Whole = 8,
+    prices: Path | None = None,
+    serving: ServeFlags | None = None,
+    revision: str | None = None,
+    markdown: Flag = False,
+    json: Flag = False,
+    output: Output = None,
+) -> int:
+    """Which GPUs hold MODEL, how a number of them would share it, how long a context, and how many sequences at once.
+
+    Parameters
+    ----------
+    model
+        Catalogue name, Hub id, directory, config.json, .safetensors or .gguf file.
+    models
+        More models, a plan each.
+    gpu
+        A kind of GPU to try, or data-centre, workstation, consumer, laptop, mig; can be given again (default: all but
+        laptops and MIG slices).
+    gpus
+        How many of them: 1,2,4,8 (default).
+    formats
+        Formats to try: published,fp8,w4a16, or all (default: those usual with the engine).
+    target_context
+        Tokens of each sequence, prompt and output, that must fit.
+    target_concurrency
+        Sequences at once that must fit.
+    contexts
+        Rows of the matrix: 4096,32K,128K (default: 1,024 to 524,288).
+    concurrencies
+        Columns of the matrix (default: 1 to 512).
+    node_gpus
+        GPUs of a node: no layer is split over more.
+    prices
+        A TOML or JSON file with the price of a GPU an hour: h100-80gb = 2.49.
+    revision
+        Branch, tag or commit of a Hub model.
+    markdown
+        Print tables for an issue or a pull request.
+    json
+        Print one JSON document (one a line for several models).
+    output
+        Write the JSON document to this file.
+    """
+    from analytic.planning import plan_asked
+
+    if len(models) and output is not None:
+        raise UsageError("--output holds the plan of one model", hint="leave it out, or ask for one model")
+    fitting = True
+    for name in (model, *models):
+        found = plan_asked(
+            name,
+            revision=revision,
+            gpu=gpu,
+            gpus=gpus,
+            formats=formats,
+            target_context=target_context,
+            target_concurrency=target_concurrency,
+            contexts=contexts,
+            concurrencies=concurrencies,
+            node_gpus=node_gpus,
+            prices=prices,
+            serving=(serving or ServeFlags()).given(),
+        )
+        fitting = fitting and found.smallest is not None
+        show(
+            found,
+            json=json,
+            output=output,
+            document="analytic.report.plan:plan_document",
+            text=f"analytic.report.plan:print_{'markdown' if markdown else 'plan'}",
+        )
+    return 0 if fitting else DOES_NOT_FIT
+
+
+@app.command
+def check(
+    model: str,
+    /,
+    *,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    strict: Flag = False,
+    serving: ServeFlags | None = None,
+    revision: str | None = None,
+    json: Flag = False,
+) -> int:
+    """Whether MODEL fits, in one line and an exit code: 0 it does, 3 it does not.
+
+    Parameters
+    ----------
+    model
+        Catalogue name, Hub id, directory, config.json, .safetensors or .gguf file.
+    gpu
+        A GPU of `ullage gpus`, and how many: h100-80gb:2 (default: this machine's, with the memory that is free now).
+    gpu_memory
+        A GPU that is not in the table, by its memory: 80GiB.
+    strict
+        The high bound has to fit too.
+    revision
+        Branch, tag or commit of a Hub model.
+    json
+        Print one JSON document.
+    """
+    from analytic.checking import check as ask
+    from analytic.hardware import parse_gpu
+
+    named = _gpu(gpu, gpu_memory)
+    device, count = parse_gpu(named) if isinstance(named, str) else (named, None)
+    found = ask(
+        model,
+        gpu=device,
+        gpus=count if isinstance(named, str) and ":" in named else None,
+        strict=strict,
+        revision=revision,
+        flags=(serving or ServeFlags()).given(),
+    )
+    show(found, json=json, document="analytic.checking:check_document", text="analytic.checking:print_check")
+    return 0 if found.fits else DOES_NOT_FIT
+
+
+@app.command
 def gpus(*, json: Flag = False) -> int:
     """The GPU table: what the driver reports, with a source a row.
 

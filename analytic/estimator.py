@@ -106,10 +106,13 @@ class Estimate:
     @property
     def is_certain(self) -> bool:
         """Whether the verdict holds at both bounds."""
-        if self.capacity_bytes is None:
+        if self.capacity_bytes is None or self.gpu is None:
             return True
-        bound = self.fullest.charged.high_bytes if self.fits else self.fullest.charged.low_bytes
-        return (bound <= self.capacity_bytes) == self.fits
+        if not self.fits:
+            return self.fullest.charged.low_bytes > self.capacity_bytes
+        kept = self.fullest.reclaimable.high_bytes
+        most = self.fullest.charged.high_bytes - kept
+        return most + min(kept, max(0, self.gpu.total_bytes - most)) <= self.capacity_bytes
 
     @property
     def short_by_bytes(self) -> int | None:
@@ -154,10 +157,13 @@ class Estimate:
         if capacity is None:
             return None
 
-        def fits(value: int) -> bool:
-            return fullest_bytes(self.asked.asking(**{field: value})) <= capacity
+        def excess(value: int) -> int:
+            try:
+                return fullest_bytes(self.asked.asking(**{field: value})) - capacity
+            except UllageError:  # no room was asked for, whatever the memory
+                return capacity
 
-        return largest(fits, start=getattr(self.request, field), limit=LARGEST[field])
+        return largest(excess, start=getattr(self.request, field), limit=LARGEST[field])
 
     @cached_property
     def levers(self) -> tuple[Lever, ...]:
@@ -340,15 +346,30 @@ def _bits(model: Model, request: Request, dtype: str) -> int:
     return 8 * itemsize(dtype)
 
 
-def largest(fits: Callable[[int], bool], *, start: int, limit: int) -> int:
-    """The largest value up to ``limit`` that fits, where fitting once means fitting everything smaller; 0 if none."""
-    low, high = 0, start
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
+def largest(excess: Callable[[int], int], *, start: int, limit: int) -> int:
+    """The largest value up to ``limit`` that fits, where fitting once means fitting everything smaller; 0 if none.
+
+    Args:
+        excess: what is too much at a value; 0 or less fits. Nearly straight lines take few calls.
+        start: first value to try.
+        limit: last value.
+    """
+    low, high, below, above = 0, min(start, limit), None, None
+    while (over := excess(high)) <= 0:  # outwards, along the line through the last two values
+        if high == limit:
+            return limit
+        rise = None if below is None or over <= below else (over - below) / (high - low)
+        ahead = 2 * high if rise is None else high + int(-over / rise) + 1
+        low, below, high = high, over, min(limit, max(high + 1, min(ahead, 64 * high)))
+    above, halve = over, False
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        width = high - low
+        guess = (low + high) // 2
+        if below is not None and not halve:
+            guess = min(high - 1, max(low + 1, low + int(-below * width / (above - below))))
+        over = excess(guess)
+        low, below, high, above = (guess, over, high, above) if over <= 0 else (low, below, guess, over)
+        halve = high - low > width // 2
     return low
 
 

@@ -3,10 +3,11 @@
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
+from statistics import median_low
 from typing import Any
 
 from analytic.errors import UsageError
@@ -38,6 +39,29 @@ class Gpu:
     """Peak memory bandwidth; None where no source was found, as for every MIG slice."""
     source: str
     """Where the memory was seen, and the rest if elsewhere."""
+    kept_low_bytes: int = 0
+    """Least of ``total_bytes`` that the driver keeps from CUDA; 0 for a custom GPU, all of whose memory CUDA has."""
+    kept_bytes: int = 0
+    """What it typically keeps: the median of the reports."""
+    kept_high_bytes: int = 0
+    """Most that it keeps; this differs with the driver's version."""
+    cuda_source: str = ""
+    """Where CUDA's total was seen, or which other GPUs the range comes from; empty for a custom GPU."""
+
+    @property
+    def cuda_low_bytes(self) -> int:
+        """Least that CUDA reports as this GPU's total (``cudaMemGetInfo``, ``torch.cuda``'s ``total_memory``)."""
+        return self.total_bytes - self.kept_high_bytes
+
+    @property
+    def cuda_bytes(self) -> int:
+        """What CUDA typically reports as this GPU's total; vLLM's budget is a share of it."""
+        return self.total_bytes - self.kept_bytes
+
+    @property
+    def cuda_high_bytes(self) -> int:
+        """Most that CUDA reports as this GPU's total under Linux; under Windows it is ``total_bytes``."""
+        return self.total_bytes - self.kept_low_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,13 +167,47 @@ def _gpu(row: dict[str, Any]) -> Gpu:
         sms=row.get("sms"),
         bandwidth_bytes_per_s=None if bandwidth is None else round(bandwidth * 10**9),
         source=row["source"],
+        **_kept(row),
+    )
+
+
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of what the driver keeps, from the totals that CUDA was seen to report; none where it was not."""
+    kept = sorted((row["memory_mib"] - seen) * MIB for seen in row.get("cuda_mib", ()))
+    if not kept:
+        return {}
+    middle = median_low(kept)
+    return {
+        "kept_low_bytes": kept[0],
+        "kept_bytes": middle,
+        "kept_high_bytes": kept[-1],
+        "cuda_source": row["cuda_source"],
+    }
+
+
+def kept_like_others(gpu: Gpu, others: Iterable[Gpu]) -> Gpu:
+    """The GPU with the range of bytes that the driver keeps on others: those of half to twice its memory.
+
+    What is kept grows far slower than the memory (380 MiB of an RTX 4060 Ti's 8 GiB, 920 MiB of a B300's 269 GiB), so
+    bytes are taken over and not shares. A MIG slice is like other slices alone: its parent has paid already.
+    """
+    alike = [other for other in others if (other.kind == "mig") == (gpu.kind == "mig")]
+    near = [other for other in alike if gpu.total_bytes <= 2 * other.total_bytes <= 4 * gpu.total_bytes] or alike
+    return replace(
+        gpu,
+        kept_low_bytes=min(other.kept_low_bytes for other in near),
+        kept_bytes=median_low(other.kept_bytes for other in near),
+        kept_high_bytes=max(other.kept_high_bytes for other in near),
+        cuda_source=f"CUDA's total not seen: the driver keeps what it keeps on {len(near)} other GPUs of the table",
     )
 
 
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """Every GPU of the table, in its order."""
-    return tuple(_gpu(row) for row in _rows("gpu"))
+    rows = tuple(_gpu(row) for row in _rows("gpu"))
+    seen = [row for row in rows if row.cuda_source]
+    return tuple(row if row.cuda_source else kept_like_others(row, seen) for row in rows)
 
 
 def _key(name: str) -> str:
@@ -195,7 +253,7 @@ def parse_gpu(spec: str) -> tuple[Gpu, int]:
 
 
 def custom_gpu(total_bytes: int) -> Gpu:
-    """A GPU of which only the memory is known."""
+    """A GPU of which only the memory is known; CUDA is taken to have all of it."""
     if total_bytes <= 0:
         raise UsageError(f"GPU memory must be positive, not {total_bytes} bytes", hint="pass `--gpu-memory 80GiB`")
     return Gpu(name="custom", kind="custom", total_bytes=total_bytes, source="--gpu-memory")

@@ -257,6 +257,19 @@ class Plan:
         priced = [option for option in self.fitting if option.price_per_hour is not None]
         return min(priced, key=_by_price, default=None)
 
+    @property
+    def best(self) -> Option | None:
+        """The cheapest, or without prices the smallest."""
+        return self.cheapest or self.smallest
+
+    @cached_property
+    def shortlist(self) -> tuple[Option, ...]:
+        """Of each kind of GPU and format the best that holds the target."""
+        listed: dict[tuple[str, str | None], Option] = {}
+        for option in self.fitting:
+            listed.setdefault((option.gpu.name, option.quantization), option)
+        return tuple(listed.values())
+
 
 def _by_memory(option: Option) -> tuple[object, ...]:
     return (option.memory_bytes, option.degrees.gpus, not option.is_certain, -option.headroom_bytes)

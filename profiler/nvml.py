@@ -102,15 +102,26 @@ def _library() -> ModuleType | None:
     return pynvml  # type: ignore[no-any-return]
 
 
-def first_visible(nvml: Nvml) -> str | None:
-    """The GPU that CUDA calls 0, where ``CUDA_VISIBLE_DEVICES`` and the driver agree on it; None where they may not."""
+def visible(nvml: Nvml) -> tuple[str, ...]:
+    """The GPUs that CUDA would show, in its order, as far as ``CUDA_VISIBLE_DEVICES`` and the driver agree on them."""
     uuids = nvml.uuids()
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    if chosen.startswith("GPU-"):
-        return next((uuid for uuid in uuids if uuid.startswith(chosen)), None)
-    if chosen.isdecimal():
-        return uuids[int(chosen)] if int(chosen) < len(uuids) else None
-    return uuids[0] if uuids and not chosen else None
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if not chosen:
+        return uuids
+    found: list[str] = []
+    for name in map(str.strip, chosen.split(",")):
+        named = [uuid for uuid in uuids if uuid.startswith(name)] if name.startswith("GPU-") else []
+        if name.isdecimal() and int(name) < len(uuids):
+            named = [uuids[int(name)]]
+        if not named:  # CUDA stops at the first that it does not know
+            break
+        found.append(named[0])
+    return tuple(found)
+
+
+def first_visible(nvml: Nvml) -> str | None:
+    """The GPU that CUDA calls 0; None where the driver may call another so."""
+    return next(iter(visible(nvml)), None)
 
 
 BUSY_FRACTION = 0.01

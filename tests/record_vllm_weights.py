@@ -31,7 +31,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -346,10 +346,10 @@ def told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(said.split())[:160]}"
 
 
-def record(wanted: dict[str, Any]) -> dict[str, Any]:
+def record(wanted: dict[str, Any], load: Callable[[dict[str, Any]], tuple[Any, int]] = load) -> dict[str, Any]:
     try:
         model, requested = load(wanted)
-    except (ValueError, NotImplementedError, AssertionError) as error:
+    except (ValueError, NotImplementedError, AssertionError, ZeroDivisionError) as error:
         return {**wanted, "refused": told(error)}
     except RuntimeError as error:  # of the null device: what is computed there is not computed
         return {**wanted, "failed": told(error)}

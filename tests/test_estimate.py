@@ -1,6 +1,7 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import combinations, pairwise
+from math import isqrt
 from typing import Any
 
 import pytest
@@ -211,10 +212,28 @@ def test_gpus_together_hold_each_tensor_once(name: str, gpus: int) -> None:
     assert weights(gpus) == weights(1)
 
 
-@given(threshold=st.integers(0, 10**6), start=st.integers(1, 10**4))
-def test_the_search_finds_the_threshold(threshold: int, start: int) -> None:
-    assert largest(lambda n: n <= threshold, start=start, limit=10**6) == threshold
-    assert largest(lambda n: n <= threshold, start=start, limit=5000) == min(threshold, 5000)
+RISING: dict[str, Callable[[int], int]] = {
+    "a line": lambda n: n,
+    "a curve": lambda n: n**2 // 1000,
+    "another": lambda n: 100 * isqrt(n),
+    "steps": lambda n: n // 512,
+    "one step": lambda n: 10**9 * (n > 700),
+}
+
+
+@given(threshold=st.integers(0, 10**6), start=st.integers(1, 10**4), shape=st.sampled_from(sorted(RISING)))
+def test_the_search_finds_the_threshold(threshold: int, start: int, shape: str) -> None:
+    rising = RISING[shape]
+    for limit in (10**6, 5000):
+        found = largest(lambda n: rising(n) - rising(threshold), start=start, limit=limit)
+        assert rising(max(found, 1)) <= rising(threshold) or found == 0
+        assert found == limit or rising(found + 1) > rising(threshold)
+
+
+def test_the_search_takes_few_calls_along_a_line() -> None:
+    asked: list[int] = []
+    assert largest(lambda n: asked.append(n) or 3 * n - 100_000, start=1, limit=10**8) == 33_333
+    assert len(asked) < 8
 
 
 @pytest.mark.parametrize(
@@ -227,7 +246,9 @@ def test_the_search_finds_the_threshold(threshold: int, start: int) -> None:
         {"dtype": "float8"},
         {"quantization": "int3"},
         {"attention": "flash"},
-        {"engine": "vllm"},
+        {"engine": "tgi"},
+        {"ubatch_size": 512},
+        {"engine": "vllm", "device_map": "auto"},
         {"double_quant": True},
         {"gpu_memory_utilization": 0.0},
         {"gpu_memory_utilization": 1.5},

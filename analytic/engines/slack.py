@@ -49,8 +49,8 @@ def slack_of(
     kept = _kept(stays, outlasts, room and room[0])
     most_stays = max(high) + staging_bytes
     most_kept = _kept(most_stays, max(grown[1], leftover_bytes - peak), room and room[1])
-    slack = bounded(0, stays + kept, max(stays + kept, most_stays + most_kept), "assumed")
-    return slack, bounded(0, kept, max(kept, most_kept), "assumed")
+    most = max(stays + kept, most_stays + most_kept)
+    return bounded(0, stays + kept, most, "assumed"), bounded(0, kept, max(kept, most - most_stays), "assumed")
 
 
 def _resting(phase: Phase, at: int) -> int:

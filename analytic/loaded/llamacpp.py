@@ -1,13 +1,17 @@
 """Weights as llama.cpp holds them: which tensors of a GGUF file go where, which twice, and which not at all.
 
 After ``load_tensors`` and ``create_tensor`` of llama.cpp 0.5 (``src/llama-model.cpp``, ``src/llama-model-loader.cpp``)
-with what they do unasked: one GPU, no prediction layers. The tests hold this to the buffers that they make.
+with what they do unasked: no prediction layers. Several GPUs share the layers (``--split-mode layer``). The tests hold
+this to the buffers that they make.
 """
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from struct import pack, unpack
 
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import ALL_LAYERS, Change, Loaded
@@ -99,9 +103,36 @@ _GPU, _FILE, _CPU, _REPACK, _PINNED, _LAZY = "GPU", "CPU_Mapped", "CPU", "CPU_RE
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Settings:
     backend: Backend
-    gpu_layers: int
+    devices: tuple[int | None, ...]
+    """The GPU of each layer and of the output; None for the host."""
+    gpus: int
     cpu_moe_layers: int
     mmap: bool
+
+
+def layer_devices(blocks: int, *, gpu_layers: int, tensor_split: tuple[float, ...]) -> tuple[int | None, ...]:
+    """The GPU that each of ``blocks`` layers goes to, and the output behind them; None for the host.
+
+    After ``load_tensors`` (src/llama-model.cpp), which compares in single precision: of the last ``gpu_layers``, a
+    share that follows ``tensor_split`` (``-ts``) goes to each GPU in turn.
+
+    Raises:
+        UsageError: ``tensor_split`` names no GPU, or shares that are none.
+    """
+    if not tensor_split or min(tensor_split) < 0 or sum(tensor_split) <= 0:
+        raise UsageError(f"-ts {','.join(map(str, tensor_split))} is no split among GPUs", hint="a share each: -ts 3,1")
+    sums = [_single(share) for share in accumulate(tensor_split, lambda one, two: _single(one + two))]
+    splits = [_single(share / sums[-1]) for share in sums]
+    first, offloaded = max(blocks + 1 - gpu_layers, 0), min(gpu_layers, blocks + 1)
+    return tuple(
+        None if layer < first else bisect_right(splits, _single(_single(layer - first) / offloaded))
+        for layer in range(blocks + 1)
+    )
+
+
+def _single(number: float) -> float:
+    """Rounded to single precision."""
+    return float(unpack("f", pack("f", number))[0])
 
 
 def llamacpp_weights(
@@ -113,8 +144,9 @@ def llamacpp_weights(
     cpu_moe_layers: int = 0,
     mmap: bool = True,
     backend: str = "cuda",
+    tensor_split: tuple[float, ...] = (1.0,),
 ) -> tuple[Loaded, ...]:
-    """What llama.cpp holds of ``model`` on one GPU, and on the host.
+    """What llama.cpp holds of ``model`` on each GPU, and on the host.
 
     Args:
         model: read from a GGUF file, or one that llama.cpp's converter knows.
@@ -124,33 +156,111 @@ def llamacpp_weights(
         cpu_moe_layers: ``--n-cpu-moe``: the first so many keep their experts on the host.
         mmap: as ``--load-mode mmap``, the default but on integrated GPUs; False as ``none``.
         backend: one of `BACKENDS`.
+        tensor_split: shares of the GPUs (``-ts``); without it llama.cpp splits by free memory. One GPU's row is
+            ``GPU``, several have ``GPU0``, ``GPU1``….
 
     Raises:
         UllageError: llama.cpp does not load such a model, or where it keeps a tensor is not known.
     """
-    if backend not in BACKENDS:
-        raise UsageError(
-            f"llama.cpp's backend {backend!r} is not known to ullage", hint=f"one of {', '.join(BACKENDS)}"
-        )
-    if min(gpu_layers, cpu_moe_layers) < 0:
-        raise UsageError(f"-ngl {gpu_layers}, --n-cpu-moe {cpu_moe_layers}: less than 0", hint="-ngl 999 takes all")
     file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
-    settings = _Settings(backend=BACKENDS[backend], gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, mmap=mmap)
+    settings = _settings(
+        file,
+        backend=backend,
+        gpu_layers=gpu_layers,
+        cpu_moe_layers=cpu_moe_layers,
+        mmap=mmap,
+        tensor_split=tensor_split,
+    )
+    gpus = gpu_names(len(tensor_split))
     buffers: dict[str, list[FileTensor]] = {}
     held: set[tuple[str, str]] = set()
     left_out: Counter[str] = Counter()
     for tensor, layers in _made(file):
         places = dict.fromkeys(_place(tensor, layer, file, settings) for layer in layers)
         if tensor.layer is not None and tensor.layer >= len(file.geometry.layers):
-            left_out["GPU" if _GPU in places else "host"] += tensor.bytes
+            left_out[next((place for place in places if place in gpus), "host")] += tensor.bytes
             continue
         for place in places:
             if (place, tensor.name) not in held or (file.architecture in _HEAD_FIRST and place != _FILE):
                 buffers.setdefault(place, []).append(tensor)
                 held.add((place, tensor.name))
     _require_order(model, buffers.get(_FILE, []))
-    on_gpu = buffers.pop(_GPU, [])
-    return _gpu(on_gpu, settings.backend, buffers, left_out["GPU"]), _host(buffers, left_out["host"])
+    on_gpus = {gpu: buffers.pop(gpu, []) for gpu in gpus}
+    rows = []
+    for gpu, own in on_gpus.items():
+        others = [tensor for place in (*buffers, *gpus[: gpus.index(gpu)]) for tensor in {**buffers, **on_gpus}[place]]
+        rows.append(_gpu(gpu, own, settings.backend, others, left_out[gpu]))
+    return *rows, _host(buffers, left_out["host"])
+
+
+def gpu_names(count: int) -> tuple[str, ...]:
+    """How rows name ``count`` GPUs."""
+    return (_GPU,) if count == 1 else tuple(f"{_GPU}{index}" for index in range(count))
+
+
+def _settings(
+    file: GgufFile,
+    *,
+    backend: str,
+    gpu_layers: int,
+    cpu_moe_layers: int,
+    mmap: bool,
+    tensor_split: tuple[float, ...],
+) -> _Settings:
+    if backend not in BACKENDS:
+        raise UsageError(
+            f"llama.cpp's backend {backend!r} is not known to ullage", hint=f"one of {', '.join(BACKENDS)}"
+        )
+    if min(gpu_layers, cpu_moe_layers) < 0:
+        raise UsageError(f"-ngl {gpu_layers}, --n-cpu-moe {cpu_moe_layers}: less than 0", hint="-ngl 999 takes all")
+    devices = layer_devices(file.blocks, gpu_layers=gpu_layers, tensor_split=tensor_split)
+    own = BACKENDS[backend]
+    return _Settings(
+        backend=own,
+        devices=devices if own.is_gpu else (None,) * len(devices),
+        gpus=len(tensor_split),
+        cpu_moe_layers=cpu_moe_layers,
+        mmap=mmap,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """A tensor as one layer finds it."""
+
+    tensor: FileTensor
+    layer: int | None
+    """None for the input, the number of blocks for the output."""
+    gpu: int | None
+    """None for the host."""
+    repacked: bool
+    """Whether processors interleave it, which no GPU then reads."""
+
+
+def placed_tensors(
+    file: GgufFile,
+    *,
+    gpu_layers: int,
+    cpu_moe_layers: int,
+    backend: str,
+    tensor_split: tuple[float, ...],
+    mmap: bool = True,
+) -> Iterator[Placed]:
+    """Every tensor of ``file`` with the layers that read it, and where they find it (see `llamacpp_weights`)."""
+    settings = _settings(
+        file,
+        backend=backend,
+        gpu_layers=gpu_layers,
+        cpu_moe_layers=cpu_moe_layers,
+        mmap=mmap,
+        tensor_split=tensor_split,
+    )
+    names = gpu_names(len(tensor_split))
+    for tensor, layers in _made(file):
+        for layer in layers:
+            place = _place(tensor, layer, file, settings)
+            gpu = names.index(place) if place in names else None
+            yield Placed(tensor=tensor, layer=layer, gpu=gpu, repacked=place == _REPACK)
 
 
 def _require_order(model: Model, tensors: list[FileTensor]) -> None:
@@ -201,11 +311,11 @@ def _rotating(file: GgufFile) -> Iterator[int]:
 def _place(tensor: FileTensor, layer: int | None, file: GgufFile, settings: _Settings) -> str:
     """The first buffer type that takes the tensor; pinned memory gives way to the mapped file."""
     backend, is_lookup = settings.backend, layer is None
-    first = file.blocks + 1 - settings.gpu_layers if backend.is_gpu else file.blocks + 1
+    gpu = None if layer is None else settings.devices[layer]
     runs = backend.runs(tensor, file.geometry, is_lookup)
     is_moved = layer is not None and layer < settings.cpu_moe_layers and _EXPERTS.match(tensor.name)
-    if runs and layer is not None and layer >= first and not is_moved:
-        return _GPU
+    if runs and gpu is not None and not is_moved:
+        return gpu_names(settings.gpus)[gpu]
     if (file.architecture, tensor.module) in _READ_LAZILY and tensor.bytes > LAZY_BYTES:
         return _LAZY
     if backend.has_host_buffer and runs:
@@ -222,8 +332,10 @@ def _is_repacked(tensor: FileTensor) -> bool:
     return rows is not None and is_taken and tensor.shape[-2] % rows == 0
 
 
-def _gpu(tensors: list[FileTensor], backend: Backend, host: Mapping[str, list[FileTensor]], left_out: int) -> Loaded:
-    elsewhere = {tensor.name for own in host.values() for tensor in own}
+def _gpu(
+    place: str, tensors: list[FileTensor], backend: Backend, others: Iterable[FileTensor], left_out: int
+) -> Loaded:
+    elsewhere = {tensor.name for tensor in others}
     padding = [_row_padding(tensor, backend) for tensor in tensors]
     padded = [tensor.bytes + more for tensor, more in zip(tensors, padding, strict=True)]
     total = sum(round_up(size, backend.alignment_bytes) for size in padded)
@@ -233,7 +345,7 @@ def _gpu(tensors: list[FileTensor], backend: Backend, host: Mapping[str, list[Fi
         (f"tensors aligned to {backend.alignment_bytes} bytes", total - sum(padded)),
         ("prediction layers, which are not loaded", -left_out),
     )
-    return _loaded("GPU", total, changes)
+    return _loaded(place, total, changes)
 
 
 def _host(buffers: Mapping[str, list[FileTensor]], left_out: int) -> Loaded:

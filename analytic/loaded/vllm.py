@@ -1,7 +1,8 @@
 """Weights as vLLM holds them on one GPU after ``process_weights_after_loading``: fused, padded, and what it adds.
 
-After vLLM 0.33 without tensor parallelism, and held to it by ``tests/test_vllm_weights.py``: what differs from the
-checkpoint is by model type (``vllm_families``), by format and GPU (``vllm_formats``), or the same for all.
+After vLLM 0.33, and held to it by ``tests/test_vllm_weights.py`` and ``tests/test_vllm_weights_parallel.py``: what
+differs from the checkpoint is what other GPUs hold (``vllm_ranks``), by model type (``vllm_families``), by format and
+GPU (``vllm_formats``), or the same for all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,17 +13,19 @@ from analytic.formats.table import itemsize
 from analytic.loaded import Change, Loaded
 from analytic.loaded.vllm_families import FAMILIES, WRAPPERS, Family, text_config
 from analytic.loaded.vllm_formats import repacked
+from analytic.loaded.vllm_parallel import degrees_of, pipeline_spans
+from analytic.loaded.vllm_ranks import Rank, rank_of, spread
 from analytic.loaded.vllm_rotary import rotary_tables
-from analytic.models.geometry import Attention, LatentAttention, MixtureOfExperts
+from analytic.loaded.vllm_shards import VOCABULARY_ROWS
+from analytic.models.geometry import Attention, Geometry, LatentAttention, MixtureOfExperts
 from analytic.models.model import Model
 from analytic.quantity import round_up
 from analytic.weights import DTYPES, ServedGroup, is_packing, weigh
 
-VOCABULARY_ROWS = 64
-"""What the rows of an embedding and of the output head are a multiple of (vocab_parallel_embedding.py)."""
-
 SCALES_BYTES = 4 * 4
 """Of an attention layer: float32 scales of queries, keys, values and probabilities (attention/attention.py)."""
+
+__all__ = ["ONLINE", "pipeline_spans", "vllm_weights"]
 
 _SCALING = frozenset({"rope_scaling", "rope_parameters"})
 """Keys of a config of which one says how positions are scaled, if only by null."""
@@ -37,14 +40,27 @@ ONLINE: Mapping[str, str] = {
 
 
 def vllm_weights(
-    model: Model, *, dtype: str, quantization: str | None, capability: tuple[int, int] | None = None
+    model: Model,
+    *,
+    dtype: str,
+    quantization: str | None,
+    capability: tuple[int, int] | None = None,
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+    pipeline_rank: int = 0,
+    enable_expert_parallel: bool = False,
+    data_parallel_size: int = 1,
 ) -> tuple[Loaded, ...]:
-    """What vLLM holds of ``model`` in ``dtype``, beside its checkpoint's tensors as stored.
+    """What vLLM holds of ``model`` in ``dtype`` on one GPU, beside its checkpoint's tensors as stored.
 
-    ``capability`` is the GPU's CUDA compute capability; kernels of packed formats differ by it.
+    ``capability`` is the GPU's CUDA compute capability; kernels of packed formats differ by it. The other names are
+    vLLM's, and ``pipeline_rank`` is the stage that is meant. The tensor-parallel ranks of a stage hold the same number
+    of bytes, but where whole experts do not divide among them: the answer is then that of the first, which has most.
+    Data-parallel ranks share the experts of a mixture, whole or in parts; of a model without they are replicas.
 
     Raises:
-        UllageError: a model type or a format that vLLM does not load, or that was never recorded.
+        UllageError: a model type or a format that vLLM does not load, or that was never recorded; degrees that
+            something of the model does not divide by.
     """
     if dtype not in DTYPES:
         raise UllageError(f"dtype {dtype!r} is not served", hint=f"known: {', '.join(DTYPES)}")
@@ -55,25 +71,38 @@ def vllm_weights(
         )
     _require_no_gguf(model, quantization)
     family = _family(model)
+    degrees = degrees_of(
+        model,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        pipeline_rank=pipeline_rank,
+        enable_expert_parallel=enable_expert_parallel,
+        data_parallel_size=data_parallel_size,
+    )
     online = str(quantization) in ONLINE
     quantization = ONLINE.get(str(quantization), quantization)
     router = _router_format(model, family, str(quantization)) if online else None
-    served = [s for s in weigh(model, dtype=dtype, quantization=quantization).served if s.group.persistent]
-    _require_aligned(model, served, dtype, capability)
-    stored = sum(_stored_bytes(s, family, dtype) for s in served)
+    whole = [s for s in weigh(model, dtype=dtype, quantization=quantization).served if s.group.persistent]
+    rank = rank_of(model, family, whole, degrees)
+    _require_aligned(model, rank.geometry, rank.served, dtype, capability)
+    padding = _vocabulary(model, rank.stage, dtype)
     changes = tuple(
         change
         for change in (
-            *_dropped(served, family, dtype),
-            *_recast(served, family, dtype),
-            _vocabulary(model, served, dtype),
-            _scales(model),
-            *_rotary(model, family, dtype),
-            *_own(model, family, dtype),
-            *repacked(model, served, dtype=dtype, capability=capability, online=online, router=router),
+            *spread(rank, padding.bytes, lambda s: _stored_bytes(s, family, dtype)),
+            *_dropped(rank.served, family, dtype),
+            *_recast(rank.served, family, dtype),
+            padding,
+            _scales(rank.geometry),
+            *_rotary(model, rank.geometry, family, dtype),
+            *_own(model, rank, family, dtype),
+            *repacked(
+                model, rank.geometry, rank.served, dtype=dtype, capability=capability, online=online, router=router
+            ),
         )
         if change.bytes
     )
+    stored = sum(_stored_bytes(s, family, dtype) for s in whole)
     return (Loaded(place="GPU", bytes=stored + sum(change.bytes for change in changes), changes=changes),)
 
 
@@ -98,14 +127,14 @@ def _family(model: Model) -> Family:
 
 
 def _require_aligned(
-    model: Model, served: Iterable[ServedGroup], dtype: str, capability: tuple[int, int] | None
+    model: Model, geometry: Geometry, served: Iterable[ServedGroup], dtype: str, capability: tuple[int, int] | None
 ) -> None:
     """Refuse plain experts that kernels of Blackwell pad (fused_moe/oracle/unquantized.py), if the GPU may be one."""
     if not any(s.group.role == "expert" and s.format == dtype for s in served):
         return
     sizes = {
         layer.feed_forward.intermediate_size
-        for layer in model.geometry.layers
+        for layer in geometry.layers
         if isinstance(layer.feed_forward, MixtureOfExperts)
     }
     if any(size % 128 for size in sizes) and (capability is None or capability >= (10, 0)):
@@ -166,12 +195,12 @@ def _vocabulary(model: Model, served: Iterable[ServedGroup], dtype: str) -> Chan
     return Change(what=f"vocabulary padded to a multiple of {VOCABULARY_ROWS}", bytes=padded * itemsize(dtype))
 
 
-def _scales(model: Model) -> Change:
-    layers = sum(isinstance(layer.mixer, Attention | LatentAttention) for layer in model.geometry.layers)
+def _scales(geometry: Geometry) -> Change:
+    layers = sum(isinstance(layer.mixer, Attention | LatentAttention) for layer in geometry.layers)
     return Change(what="scales of queries, keys, values and probabilities", bytes=SCALES_BYTES * layers)
 
 
-def _rotary(model: Model, family: Family, dtype: str) -> Iterator[Change]:
+def _rotary(model: Model, geometry: Geometry, family: Family, dtype: str) -> Iterator[Change]:
     rotary = family.rotary
     if rotary is None:
         return
@@ -180,7 +209,8 @@ def _rotary(model: Model, family: Family, dtype: str) -> Iterator[Change]:
             f"the catalogue does not know how {model.id} scales its rotary embedding, and vLLM's table follows it",
             hint="give the model's config.json, or its directory",
         )
-    for kind, table in sorted(rotary_tables(text_config(model), model.geometry, rotary)):
+    geometry = geometry if rotary.table else model.geometry
+    for kind, table in sorted(rotary_tables(text_config(model), geometry, rotary)):
         of = f" of {kind.replace('_', ' ')}" if rotary.by_kind else ""
         if rotary.table:
             size = table.positions * table.elements * itemsize(rotary.dtype or dtype)
@@ -189,9 +219,10 @@ def _rotary(model: Model, family: Family, dtype: str) -> Iterator[Change]:
             yield Change(what=f"rotary frequencies{of}", bytes=2 * table.elements // 2 * itemsize("float32"))
 
 
-def _own(model: Model, family: Family, dtype: str) -> Iterator[Change]:
-    yield from (Change(what=added.what, bytes=added.bytes(model, itemsize(dtype))) for added in family.adds)
+def _own(model: Model, rank: Rank, family: Family, dtype: str) -> Iterator[Change]:
+    for added in family.adds:
+        yield Change(what=added.what, bytes=added.bytes(model, rank.geometry, itemsize(dtype)))
     whole, vision = str(model.config.get("model_type")), model.config.get("vision_config")
-    if whole in WRAPPERS and isinstance(vision, Mapping):
+    if whole in WRAPPERS and isinstance(vision, Mapping) and rank.degrees.is_first:
         what, size = WRAPPERS[whole]
         yield Change(what=what, bytes=size(vision, itemsize(dtype)))

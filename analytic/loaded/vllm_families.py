@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analytic.loaded.vllm_rotary import Rotary
-from analytic.models.geometry import Attention
+from analytic.models.geometry import Attention, Geometry
 from analytic.models.model import Model
 
 
@@ -17,8 +17,8 @@ class Added:
     """Something that no checkpoint holds."""
 
     what: str
-    bytes: Callable[[Model, int], int]
-    """From the model and the bytes of an element in the serving dtype."""
+    bytes: Callable[[Model, Geometry, int], int]
+    """From the model, what of its geometry the rank has, and the bytes of an element in the serving dtype."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,26 +34,38 @@ class Family:
     dropped: tuple[str, ...] = ()
     """Names of tensors that are not loaded."""
     adds: tuple[Added, ...] = ()
+    everywhere: tuple[str, ...] = ()
+    """What every pipeline stage holds, though only the first or the last needs it: ``embedding``, ``norm``, ``output``
+    by a tensor's role."""
+    repeats_keys: bool = True
+    """Whether there may be more tensor-parallel ranks than key heads."""
+    splits_shared: bool = False
+    """Whether shared experts are split even where ranks share out the experts' tokens."""
+    splits_head_norms: bool = False
+    """Whether norms over all queries, or all keys, are split with the heads."""
     online_router: bool | None = None
     """Whether quantising while loading takes the router too; None where there is none, or it was not recorded."""
 
 
 _ROTATES = Rotary()
 _QUARTER, _HALF, _BY_KIND = Rotary(fraction=0.25), Rotary(fraction=0.5), Rotary(by_kind=True)
+_ENDS, _ALL = ("embedding", "norm"), ("embedding", "norm", "output")
 _BIAS = "e_score_correction_bias"
-_NORMALIZER = Added(what="normalizer of the embedding", bytes=lambda model, itemsize: itemsize)
+_NORMALIZER = Added(what="normalizer of the embedding", bytes=lambda model, geometry, itemsize: itemsize)
 _SLOPES = Added(
     what="ALiBi slopes",
-    bytes=lambda model, itemsize: 4 * sum(a.heads for a in _attentions(model) if not a.rotary),
+    bytes=lambda model, geometry, itemsize: 4 * sum(a.heads for a in _attentions(geometry) if not a.rotary),
 )
 _UNIT_NORM = Added(
     what="norm of queries and keys, without a weight in the checkpoint",
-    bytes=lambda model, itemsize: 4 * sum(a.head_dim for a in _attentions(model) if a.rotary and _norms_qk(model)),
+    bytes=lambda model, geometry, itemsize: (
+        4 * sum(a.head_dim for a in _attentions(geometry) if a.rotary and _norms_qk(model))
+    ),
 )
 
 
-def _attentions(model: Model) -> Iterator[Attention]:
-    return (layer.mixer for layer in model.geometry.layers if isinstance(layer.mixer, Attention))
+def _attentions(geometry: Geometry) -> Iterator[Attention]:
+    return (layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention))
 
 
 def _norms_qk(model: Model) -> bool:
@@ -73,43 +85,57 @@ def _through_transformers(rotary: Rotary, *, dropped: tuple[str, ...] = ()) -> F
 
 FAMILIES: Mapping[str, Family] = {
     "apertus": Family(source="apertus.py", rotary=_ROTATES),
-    "bloom": Family(source="bloom.py", adds=(_SLOPES,)),
-    "cohere": Family(source="commandr.py", rotary=_ROTATES),
+    "bloom": Family(source="bloom.py", adds=(_SLOPES,), everywhere=_ENDS),
+    "cohere": Family(source="commandr.py", rotary=_ROTATES, everywhere=_ENDS),
     "deepseek_v2": Family(source="deepseek_v2.py", rotary=_ROTATES, online_router=False),
     "deepseek_v3": Family(source="deepseek_v2.py", rotary=_ROTATES, float32=(_BIAS,)),
-    "falcon": Family(source="falcon.py", rotary=_ROTATES, adds=(_SLOPES,)),
-    "gemma": Family(source="gemma.py", rotary=_ROTATES, adds=(_NORMALIZER,)),
-    "gemma2": Family(source="gemma2.py", rotary=_ROTATES, adds=(_NORMALIZER,)),
-    "gemma3_text": Family(source="gemma3.py", rotary=_BY_KIND, adds=(_NORMALIZER,)),
+    "falcon": Family(source="falcon.py", rotary=_ROTATES, adds=(_SLOPES,), everywhere=_ENDS),
+    "gemma": Family(source="gemma.py", rotary=_ROTATES, adds=(_NORMALIZER,), everywhere=_ENDS),
+    "gemma2": Family(source="gemma2.py", rotary=_ROTATES, adds=(_NORMALIZER,), everywhere=_ENDS),
+    "gemma3_text": Family(source="gemma3.py", rotary=_BY_KIND, adds=(_NORMALIZER,), everywhere=_ENDS),
     "glm": _through_transformers(_HALF),
-    "glm4_moe": Family(source="glm4_moe.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS)),
-    "gpt2": Family(source="gpt2.py"),
+    "glm4_moe": Family(source="glm4_moe.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS), splits_shared=True),
+    "gpt2": Family(source="gpt2.py", everywhere=_ENDS),
     "gpt_neox": _through_transformers(_QUARTER),
-    "gpt_oss": Family(source="gpt_oss.py", rotary=Rotary(dtype="float32"), float32=("_proj_bias",)),
-    "gptj": Family(source="gpt_j.py", rotary=_ROTATES),
+    "gpt_oss": Family(
+        source="gpt_oss.py",
+        rotary=Rotary(dtype="float32"),
+        float32=("_proj_bias",),
+        repeats_keys=False,
+        everywhere=_ALL,
+    ),
+    "gptj": Family(source="gpt_j.py", rotary=_ROTATES, everywhere=_ALL),
     "granite": Family(source="granite.py", rotary=_ROTATES),
     "hunyuan_v1_dense": _through_transformers(_ROTATES),
     "llama": Family(source="llama.py", rotary=_ROTATES),
     "llama4_text": Family(source="llama4.py", rotary=_ROTATES, adds=(_UNIT_NORM,)),
-    "minimax_m2": Family(source="minimax_m2.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS)),
+    "minimax_m2": Family(
+        source="minimax_m2.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS), splits_head_norms=True
+    ),
     "mistral": Family(source="mistral.py", rotary=_ROTATES),
-    "mixtral": Family(source="mixtral.py", rotary=_ROTATES),
-    "nemotron_h": Family(source="nemotron_h.py", float32=("mixer.A_log", _BIAS)),
+    "mixtral": Family(source="mixtral.py", rotary=_ROTATES, everywhere=_ALL),
+    "nemotron_h": Family(source="nemotron_h.py", float32=("mixer.A_log", _BIAS), everywhere=_ALL),
     "olmo2": _through_transformers(_ROTATES),
     "olmo3": _through_transformers(_BY_KIND),
-    "opt": Family(source="opt.py"),
+    "opt": Family(source="opt.py", everywhere=_ENDS),
     "phi": _through_transformers(_HALF, dropped=("lm_head.bias",)),
     "phi3": Family(source="phi3.py", rotary=_ROTATES),
-    "phimoe": Family(source="phimoe.py", rotary=_ROTATES),
+    "phimoe": Family(source="phimoe.py", rotary=_ROTATES, everywhere=_ALL),
     "qwen2": Family(source="qwen2.py", rotary=_ROTATES),
     "qwen3": Family(source="qwen3.py", rotary=_ROTATES),
-    "qwen3_5_moe_text": Family(source="qwen3_5.py", rotary=_QUARTER, float32=("linear_attn.A_log",)),
-    "qwen3_5_text": Family(source="qwen3_5.py", rotary=_QUARTER, float32=("linear_attn.A_log",)),
-    "qwen3_moe": Family(source="qwen3_moe.py", rotary=_ROTATES, online_router=True),
-    "qwen3_next": Family(source="qwen3_next.py", rotary=_QUARTER, float32=("linear_attn.A_log",)),
+    "qwen3_5_moe_text": Family(
+        source="qwen3_5.py", rotary=_QUARTER, float32=("linear_attn.A_log",), everywhere=("embedding",)
+    ),
+    "qwen3_5_text": Family(
+        source="qwen3_5.py", rotary=_QUARTER, float32=("linear_attn.A_log",), everywhere=("embedding",)
+    ),
+    "qwen3_moe": Family(source="qwen3_moe.py", rotary=_ROTATES, online_router=True, everywhere=_ALL),
+    "qwen3_next": Family(
+        source="qwen3_next.py", rotary=_QUARTER, float32=("linear_attn.A_log",), everywhere=("embedding", "output")
+    ),
     "seed_oss": _through_transformers(_ROTATES),
     "smollm3": _through_transformers(_ROTATES),
-    "stablelm": Family(source="stablelm.py", rotary=_QUARTER),
+    "stablelm": Family(source="stablelm.py", rotary=_QUARTER, everywhere=_ALL),
     "starcoder2": _through_transformers(_ROTATES),
 }
 """By the text model's type. All were recorded."""

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from math import lcm, prod
+from math import gcd, lcm, prod
 
 from analytic.errors import UllageError
 from analytic.formats.table import itemsize
 from analytic.loaded import Change
 from analytic.loaded.vllm_kernels import KERNELS, SERVING, Kernel
-from analytic.models.geometry import Attention
+from analytic.models.geometry import Attention, Geometry
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
 from analytic.models.packed import quantization_of
@@ -36,6 +36,7 @@ _SPLIT = tuple(f".{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "gat
 
 def repacked(
     model: Model,
+    geometry: Geometry,
     served: Iterable[ServedGroup],
     *,
     dtype: str,
@@ -45,8 +46,8 @@ def repacked(
 ) -> Iterator[Change]:
     """What kernels hold more, or less, of packed matrices than the checkpoint.
 
-    ``online`` says that they were quantised while loading, and ``router`` to what the routers were, which no
-    checkpoint does.
+    ``geometry`` and ``served`` are what the rank has of them. ``online`` says that they were quantised while loading,
+    and ``router`` to what the routers were, which no checkpoint does.
 
     Raises:
         UllageError: a format or a capability without a row, or a matrix that its kernel would pad.
@@ -72,7 +73,7 @@ def repacked(
     for name, change in sums.items():
         yield Change(what=f"{name}, repacked", bytes=change)
     if packed:
-        yield from _beside(model, packed, serving, online=online)
+        yield from _beside(geometry, packed, serving, online=online)
 
 
 def _require_known(model: Model) -> None:
@@ -126,8 +127,11 @@ def _held(group: TensorGroup, kernel: Kernel, group_size: int, serving: int, mod
             f"what vLLM holds of {group.stored} with groups of {group_size or 'all inputs'} on this GPU is not known",
             hint=f"recorded groups: {', '.join(str(size or 'all inputs') for size in kernel.groups)}",
         )
-    group_size = group_size or kernel.group
-    out, into = _tiled(group, _padded(group, kernel), group_size) if kernel.tiles else _padded(group, kernel)
+    kernel, group_size = _for_experts(group, kernel, group_size or kernel.group)
+    shape = _padded(group, kernel)
+    out, into = (
+        _tiled(group, model, shape, group_size) if kernel.tiles else _aligned(group, model, shape, kernel.aligns)
+    )
     if out % kernel.multiples[0] or into % kernel.multiples[1]:
         raise _misfit(group)
     matrices = group.elements * group.count // prod(group.matrix)
@@ -140,26 +144,74 @@ def _held(group: TensorGroup, kernel: Kernel, group_size: int, serving: int, mod
     return stacks + matrices * (kernel.bytes((out, into), group=group_size, serving=serving) + scalars)
 
 
+def _for_experts(group: TensorGroup, kernel: Kernel, group_size: int) -> tuple[Kernel, int]:
+    """Experts of an intermediate size that groups do not divide get another kernel, and groups that do.
+
+    Tensor parallelism leaves such sizes. The groups' new size is for the hidden size too.
+    """
+    size = _intermediate(group)
+    if group.role != "expert" or kernel.uneven is None or not group_size or size % max(64, group_size) == 0:
+        return kernel, group_size
+    return replace(kernel.uneven, rows=gcd(kernel.uneven.rows, size)), gcd(group_size, size)
+
+
+def _intermediate(group: TensorGroup) -> int:
+    out, into = group.matrix
+    if "down" in group.name:
+        return into
+    return out // 2 if "gate_up" in group.name else out
+
+
 def _misfit(group: TensorGroup) -> UllageError:
     out, into = group.matrix
     return UllageError(f"how vLLM holds {group.name} ({out} x {into}) is not known", hint="no such shape was recorded")
 
 
-def _tiled(group: TensorGroup, shape: tuple[int, int], group_size: int) -> tuple[int, int]:
+def _tiled(group: TensorGroup, model: Model, shape: tuple[int, int], group_size: int) -> tuple[int, int]:
     """As Marlin pads a matrix to its tiles and to whole groups (quantization/utils/marlin_utils.py, marlin_padded_nk).
 
     Raises:
         UllageError: one whose padding depends on what it is joined to, or one of many experts.
     """
     out, into = shape
-    tile = lcm(64, group_size or 1)
-    if group.role == "expert" and (out % 128 or into % tile):
-        raise _misfit(group)
-    if out % 64 == 0 and into % lcm(128, tile) == 0:
+    wide, narrow = lcm(128, group_size or 1), lcm(64, group_size or 1)
+    if group.role == "expert":
+        if out % 128 or into % narrow:
+            raise _misfit(group)
         return shape
-    if out % 128 == 0:
-        return out, round_up(into, tile)
-    raise _misfit(group)
+    joined = _halves(group, model)
+    rows = joined * out
+    candidates = ((round_up(rows, 64), round_up(into, wide)), (round_up(rows, 128), round_up(into, narrow)))
+    padded = min(candidates, key=lambda size: (size[0] * size[1], sum(size)))
+    if joined == 1 and (out % 128 and padded != shape) and group.name.endswith(_JOINABLE):
+        raise _misfit(group)
+    return padded[0] // joined, padded[1]
+
+
+def _aligned(group: TensorGroup, model: Model, shape: tuple[int, int], aligns: int) -> tuple[int, int]:
+    """As CUTLASS's float8 pads a matrix (kernels/linear/scaled_mm/cutlass.py).
+
+    Raises:
+        UllageError: one whose padding depends on what it is joined to.
+    """
+    if group.role == "expert":
+        return shape
+    out, into = shape
+    joined = _halves(group, model)
+    rows = round_up(joined * out, aligns)
+    if rows != joined * out and joined == 1 and group.name.endswith(_JOINABLE):
+        raise _misfit(group)
+    return rows // joined, round_up(into, aligns)
+
+
+_JOINABLE = tuple(f".{name}.weight" for pair in _JOINED.items() for name in pair)
+
+
+def _halves(group: TensorGroup, model: Model) -> int:
+    """2 for a gate and an up, which are of one size and are padded as one matrix; else 1."""
+    module = group.name.removesuffix(".weight").rpartition(".")[0]
+    pair = {f"{module}.{name}.weight" for name in ("gate_proj", "up_proj")}
+    return 2 if group.name in pair and pair <= {other.name for other in model.tensors} else 1
 
 
 def _padded(group: TensorGroup, kernel: Kernel) -> tuple[int, int]:
@@ -170,12 +222,13 @@ def _padded(group: TensorGroup, kernel: Kernel) -> tuple[int, int]:
     hidden, intermediate = kernel.pads
     if "down" in group.name:
         return round_up(out, hidden), round_up(into, intermediate)
-    return 2 * round_up(out // 2, intermediate) if out % 2 == 0 else out, round_up(into, hidden)
+    halves = 2 if "gate_up" in group.name else 1
+    return halves * round_up(out // halves, intermediate), round_up(into, hidden)
 
 
-def _beside(model: Model, packed: Iterable[ServedGroup], serving: int, *, online: bool) -> Iterator[Change]:
+def _beside(geometry: Geometry, packed: Iterable[ServedGroup], serving: int, *, online: bool) -> Iterator[Change]:
     if not online and any(s.format.startswith(_SCALED_CACHE) for s in packed):
-        attentions = sum(isinstance(layer.mixer, Attention) for layer in model.geometry.layers)
+        attentions = sum(isinstance(layer.mixer, Attention) for layer in geometry.layers)
         yield Change(what="scales of keys and values, a second time", bytes=2 * 4 * attentions)
     absorbed = sum(
         s.group.elements * s.group.count * serving for s in packed if s.group.name.endswith(".kv_b_proj.weight")

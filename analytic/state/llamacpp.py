@@ -94,7 +94,7 @@ def llamacpp_state(
     Raises:
         UllageError: a cache type that is not known, that heads are no whole blocks of, or that needs flash attention.
     """
-    key, value = _type(cache_type_k, "-ctk"), _type(cache_type_v, "-ctv")
+    key, value = cache_type(cache_type_k, "-ctk"), cache_type(cache_type_v, "-ctv")
     if value.block_elements > 1 and not flash_attention:
         raise UllageError(f"-ctv {cache_type_v} needs flash attention in llama.cpp", hint="add -fa on, or take f16")
     if key != value and any(isinstance(layer.mixer, LatentAttention) for layer, _ in geometry.groups):
@@ -106,7 +106,12 @@ def llamacpp_state(
     return tuple(_rows(geometry, slots, key, value, swa_full=swa_full))
 
 
-def _type(name: str, flag: str) -> GgmlType:
+def cache_type(name: str, flag: str) -> GgmlType:
+    """The type that ``-ctk`` or ``-ctv`` names.
+
+    Raises:
+        UllageError: it is none of `CACHE_TYPES`.
+    """
     if name not in CACHE_TYPES:
         raise UllageError(f"{flag} {name!r} is no cache type of llama.cpp", hint=f"one of {', '.join(CACHE_TYPES)}")
     return BY_NAME[name.upper()]

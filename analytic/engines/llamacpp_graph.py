@@ -1,0 +1,300 @@
+"""What llama.cpp allocates to compute: a buffer on each GPU, one on the host, and the outputs.
+
+It reserves its buffers once, for the largest batch (``graph_reserve`` of ``src/llama-context.cpp``, llama.cpp 0.5):
+the graph of that batch is built here tensor by tensor, scheduled, and put through its allocator. The tests hold the
+sizes to those of the library, over architectures, settings and devices (tests/record_llamacpp_compute.py).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from analytic.engines import llamacpp_tensors as ops
+from analytic.engines.llamacpp_blocks import Batch, Builder, Cache
+from analytic.engines.llamacpp_models import RECIPES, ModelGraph, Routing, scale_input
+from analytic.engines.llamacpp_recurrent import Recurrences, States
+from analytic.engines.llamacpp_sched import Devices, buffer_sizes
+from analytic.engines.llamacpp_tensors import Tensor
+from analytic.errors import UllageError, UsageError
+from analytic.formats.ggml import BY_NAME
+from analytic.loaded import ALL_LAYERS
+from analytic.loaded.gguf_file import GgufFile, gguf_file
+from analytic.loaded.llamacpp import BACKENDS, layer_devices, placed_tensors
+from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent
+from analytic.models.model import Model
+from analytic.quantity import round_up
+from analytic.state.llamacpp import SLIDES, Slots, cache_type
+
+LOGIT_BYTES = 4
+"""Logits are float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Buffer:
+    """One allocation."""
+
+    place: str
+    """``GPU0``, ``GPU1``… or ``host``."""
+    bytes: int
+    low: int
+    high: int
+    note: str
+    """What it is for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Settings:
+    slots: Slots
+    batch_size: int
+    flash: bool
+    key_type: str
+    value_type: str
+    swa_full: bool
+    max_outputs: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the largest physical batch, before it is made a multiple of the slots."""
+        batch = min(self.slots.ctx_size, self.batch_size)
+        return min(self.context, batch, self.slots.ubatch_size)
+
+    @property
+    def context(self) -> int:
+        """Cells of all slots."""
+        return self.slots.cells * self.slots.streams
+
+    def batches(self) -> Iterator[Batch]:
+        """The two that are reserved for: a prompt's, and one token of every slot."""
+        slots = self.slots.parallel
+        for tokens in (self.tokens, slots):
+            yield Batch(
+                tokens=round_up(tokens, slots),
+                sequences=slots,
+                outputs=min(tokens, self.max_outputs),
+                streams=self.slots.streams,
+                flash=self.flash,
+            )
+
+
+def compute_buffers(
+    model: Model,
+    *,
+    dtype: str,
+    quantization: str | None,
+    ctx_size: int,
+    parallel: int = 1,
+    kv_unified: bool = False,
+    batch_size: int = 2048,
+    ubatch_size: int = 512,
+    flash_attention: bool = True,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+    gpu_layers: int = ALL_LAYERS,
+    cpu_moe_layers: int = 0,
+    swa_full: bool = False,
+    tensor_split: tuple[float, ...] = (1.0,),
+    split_mode: str = "layer",
+    main_gpu: int = 0,
+    backend: str = "cuda",
+    max_outputs: int | None = None,
+) -> tuple[Buffer, ...]:
+    """The compute buffers of ``model`` on each GPU and the host, and the outputs on the host.
+
+    Args:
+        model: see `analytic.loaded.llamacpp.llamacpp_weights`, as for all that is not named here.
+        dtype: of the file before it is quantised.
+        quantization: a mixture; None for the file as it is.
+        ctx_size: ``-c``, of all slots together.
+        parallel: slots (``-np``).
+        kv_unified: slots share the cells (``--kv-unified``).
+        batch_size: ``-b``.
+        ubatch_size: ``-ub``, tokens of a physical batch.
+        flash_attention: ``-fa on``; llama.cpp's ``auto`` is on where the device has it.
+        cache_type_k: ``-ctk``.
+        cache_type_v: ``-ctv``.
+        gpu_layers: ``-ngl``.
+        cpu_moe_layers: ``--n-cpu-moe``.
+        swa_full: ``--swa-full``.
+        tensor_split: ``-ts``, a share for each GPU.
+        split_mode: ``-sm``: ``layer``, or ``none``, which takes ``main_gpu`` alone.
+        main_gpu: ``-mg``.
+        backend: ``cuda`` or ``cpu``.
+        max_outputs: tokens of a batch whose logits are wanted. None for one of each slot, as llama-server asks since
+            0.5; llama-cli, llama-bench and servers before it reserve for ``batch_size``.
+
+    Raises:
+        UllageError: how llama.cpp computes such a model, or with such settings, is not known.
+    """
+    if min(ctx_size, parallel, batch_size, ubatch_size, max_outputs or 1) < 1:
+        raise UsageError("llama.cpp's context, slots, batches and outputs are 1 or more", hint="-c 4096 -np 1 -ub 512")
+    _require_known(backend, split_mode, main_gpu, tensor_split)
+    if split_mode == "none":
+        tensor_split = (1.0,)
+    settings = _Settings(
+        slots=Slots(ctx_size=ctx_size, parallel=parallel, unified=kv_unified, ubatch_size=ubatch_size),
+        batch_size=batch_size,
+        flash=flash_attention,
+        key_type=cache_type_k,
+        value_type=cache_type_v,
+        swa_full=swa_full,
+        max_outputs=parallel if max_outputs is None else max_outputs,
+    )
+    file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
+    if file.architecture not in RECIPES:
+        raise UllageError(
+            f"the graph that llama.cpp builds of {file.architecture!r} is not known to ullage",
+            hint=f"known: {', '.join(sorted(RECIPES))}",
+        )
+    gpus = len(tensor_split) if BACKENDS[backend].is_gpu else 0
+    placing = _Placing(
+        file=file, gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, backend=backend, tensor_split=tensor_split
+    )
+    devices = placing.devices(gpus)
+    reserved = [_reserved(model, placing, devices, settings, batch) for batch in settings.batches()]
+    sizes = [max(each) for each in zip(*reserved, strict=True)]
+    vocabulary = placing.vocabulary
+    outputs = vocabulary * parallel * LOGIT_BYTES
+    return (
+        *(_buffer(f"GPU{gpu}", sizes[gpu], "graph") for gpu in range(gpus)),
+        _buffer("host", sizes[-1], "graph"),
+        _buffer("host", outputs, f"logits of {parallel} token{'s' * (parallel > 1)}"),
+    )
+
+
+def _require_known(backend: str, split_mode: str, main_gpu: int, tensor_split: tuple[float, ...]) -> None:
+    if backend not in ("cuda", "cpu"):
+        raise UsageError(f"compute buffers of llama.cpp's backend {backend!r} are not modelled", hint="cuda or cpu")
+    if split_mode not in ("layer", "none"):
+        raise UllageError(f"llama.cpp's --split-mode {split_mode} is not modelled", hint="layer or none")
+    if not 0 <= main_gpu < len(tensor_split):
+        raise UsageError(f"-mg {main_gpu}: there are {len(tensor_split)} GPUs", hint="they count from 0")
+
+
+def _buffer(place: str, size: int, note: str) -> Buffer:
+    return Buffer(place=place, bytes=size, low=size, high=size, note=note)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Placing:
+    """Where the file's tensors are."""
+
+    file: GgufFile
+    gpu_layers: int
+    cpu_moe_layers: int
+    backend: str
+    tensor_split: tuple[float, ...]
+
+    def devices(self, gpus: int) -> Devices:
+        """The device of each layer, and whether batches overlap (llama_context's constructor)."""
+        blocks = self.file.blocks
+        layers = layer_devices(blocks, gpu_layers=self.gpu_layers, tensor_split=self.tensor_split)
+        return Devices(
+            gpus=gpus,
+            layers=tuple(gpus if gpu is None or not gpus else gpu for gpu in layers),
+            overlapped=gpus > 1 and self.gpu_layers > blocks and not self.cpu_moe_layers,
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head."""
+        by_name = {tensor.name: tensor for tensor in self.file.tensors}
+        return (by_name.get("output.weight") or by_name["token_embd.weight"]).shape[-2]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """By name as `Builder` asks: a tied head as the head, rotary factors once a layer."""
+        placed = placed_tensors(
+            self.file,
+            gpu_layers=self.gpu_layers,
+            cpu_moe_layers=self.cpu_moe_layers,
+            backend=self.backend,
+            tensor_split=self.tensor_split,
+        )
+        made = {}
+        for one in placed:
+            place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
+            name = one.tensor.name
+            if name.startswith("rope_f"):
+                name = f"rope@{one.layer}"
+            elif name == "token_embd.weight" and one.layer is not None:
+                name = "output.weight"
+            made[name] = ops.held(one.tensor.type, *one.tensor.shape[::-1], place=place, is_weight=True)
+        return made
+
+
+def _reserved(
+    model: Model, placing: _Placing, devices: Devices, settings: _Settings, batch: Batch
+) -> tuple[int, ...]:
+    """Bytes on each device for one batch."""
+    geometry, recipe = placing.file.geometry, RECIPES[placing.file.architecture]
+    builder = Builder(batch=batch, weights=placing.weights())
+    attentions = [layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention)]
+    graph = ModelGraph(
+        recipe=recipe,
+        geometry=geometry,
+        routing=_routing(model),
+        builder=builder,
+        caches=dict(_caches(geometry, devices, settings)),
+        states=dict(_states(geometry, devices, builder)),
+        recurrences=Recurrences(builder),
+        value_width=max((mixer.kv_heads * mixer.v_head_dim for mixer in attentions), default=0),
+        positions=builder.positions(recipe.position_axes),
+        wanted=builder.wanted(),
+        attention_scale=scale_input(batch.tokens) if placing.file.architecture == "llama4" else None,
+    )
+    graph.build()
+    return buffer_sizes(builder.graph, devices, tokens=batch.tokens)
+
+
+def _place(devices: Devices, layer: int) -> str:
+    return devices.name(devices.layers[layer])
+
+
+def _caches(geometry: Geometry, devices: Devices, settings: _Settings) -> Iterator[tuple[int, Cache]]:
+    """Layers with windows that llama.cpp knows share a cache of their own (llama_kv_cache_iswa)."""
+    key, value = cache_type(settings.key_type, "-ctk"), cache_type(settings.value_type, "-ctv")
+    for index, layer in enumerate(geometry.layers):
+        mixer = layer.mixer
+        if isinstance(mixer, Attention | LatentAttention):
+            window = getattr(mixer, "window_tokens", None) if geometry.model_type in SLIDES else None
+            slides = window is not None and not settings.swa_full
+            cells = settings.slots.window_cells(window) if slides and window else settings.slots.cells
+            yield index, Cache(
+                window=window, cells=cells, place=_place(devices, index), key_type=key, value_type=value
+            )
+
+
+def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[tuple[int, States]]:
+    for index, layer in enumerate(geometry.layers):
+        for mixer in (layer.mixer, layer.recurrent):
+            if isinstance(mixer, Recurrent):
+                size = mixer.state_elements // mixer.inner_size
+                heads = mixer.heads or 1
+                if mixer.kind == "mamba":  # the rank of its time step stands in for heads
+                    heads = builder.need("ssm_dt.weight", index).ne[0]
+                yield (
+                    index,
+                    States(
+                        place=_place(devices, index),
+                        inner=mixer.inner_size,
+                        heads=heads,
+                        state=size,
+                        groups=(mixer.conv_channels - mixer.inner_size) // (2 * size) if size else 0,
+                        kernel=mixer.conv_kernel,
+                        channels=mixer.conv_channels,
+                    ),
+                )
+
+
+def _routing(model: Model) -> Routing:
+    """Of the config; what is missing has no part in the graph."""
+    text = model.config.get("text_config")
+    config = text if isinstance(text, Mapping) else model.config
+    numbers = {key: value for key, value in config.items() if isinstance(value, int | float)}
+    normed = config.get("norm_topk_prob")
+    return Routing(
+        groups=int(numbers.get("n_group", 1)),
+        used_groups=int(numbers.get("topk_group", 1)),
+        scaled=numbers.get("routed_scaling_factor", 1.0) != 1.0,
+        normed=normed if isinstance(normed, bool) else None,
+    )
+
+

@@ -1,0 +1,318 @@
+"""vLLM 0.33: what it allocates of its budget before the KV cache, and how many blocks the rest buys.
+
+Memory that may be used is ``gpu_memory_utilization`` of what the device has. vLLM takes a snapshot once the CUDA context
+and NCCL are there, so that neither counts; weights, the peak of a profiling pass and, since 0.21, CUDA graphs do. All
+that is left becomes the KV cache (``v1/worker/gpu_worker.py``, ``determine_available_memory``).
+"""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+from analytic.deployment import Deployment
+from analytic.engines.vllm_memory import VllmRun, activation_peak, cuda_graph_bytes, defaults, non_torch_bytes
+from analytic.errors import UllageError, UsageError
+from analytic.formats.table import itemsize
+from analytic.hardware import Gpu, context_range
+from analytic.ledger import Component, Ledger, Part, Phase
+from analytic.loaded.vllm import ONLINE, pipeline_spans, vllm_weights
+from analytic.models.geometry import Geometry, LatentAttention
+from analytic.models.model import Model
+from analytic.parallel import Degrees, Kind
+from analytic.placement import Span
+from analytic.quantity import NOTHING, Quantity, bounded, exact
+from analytic.request import LARGEST
+from analytic.state.vllm import pool
+from analytic.state.vllm_pool import Pool
+
+NAME = "vLLM"
+VERSION = "0.33"
+REST: Kind = "tensor"
+"""How GPUs work together where nothing else is asked for."""
+
+UTILIZATION = 0.92
+"""Default of ``--gpu-memory-utilization`` (config/cache.py)."""
+BLOCK, LATENT_BLOCK = 16, 64
+"""Tokens of a block by default, and of latent attention's kernels (FlashMLA)."""
+LARGEST_TENSOR_DEGREE = 8
+"""GPUs of a node, over which tensor parallelism is not proposed."""
+
+CHARGES_CONTEXT = False
+
+NOT_MODELED = ("LoRA adapters, speculative decoding, context parallelism and offloading of vLLM",)
+
+
+def prepare(asked: Deployment) -> Deployment:
+    """Resolve vLLM's defaults for the GPU; refuse what it would.
+
+    Raises:
+        UllageError: degrees, a format or a cache dtype that vLLM does not serve.
+    """
+    request, flags = asked.request, asked.flags
+    if request.double_quant or request.compute_dtype:
+        raise UsageError("--double-quant and --compute-dtype are transformers'", hint="leave them out")
+    longest = flags.max_model_len or request.total_tokens
+    if request.total_tokens > longest:
+        raise UsageError(
+            f"{request.total_tokens:,} tokens of prompt and output exceed --max-model-len {longest:,}",
+            hint="ask for shorter sequences, or a larger --max-model-len",
+        )
+    batched, sequences = defaults(asked.gpu, max_model_len=longest, tensor_parallel_size=asked.degrees.tensor)
+    utilization = UTILIZATION if request.gpu_memory_utilization is None else request.gpu_memory_utilization
+    resolved = replace(
+        flags,
+        max_model_len=longest,
+        max_num_batched_tokens=flags.max_num_batched_tokens or batched,
+        max_num_seqs=flags.max_num_seqs or sequences,
+        enforce_eager=bool(flags.enforce_eager),
+        enable_expert_parallel=bool(flags.enable_expert_parallel),
+        block_size=flags.block_size or (LATENT_BLOCK if _is_latent(asked.model.geometry) else BLOCK),
+    )
+    return replace(asked, flags=resolved, request=replace(request, gpu_memory_utilization=utilization))
+
+
+def _is_latent(geometry: Geometry) -> bool:
+    return any(isinstance(layer.mixer, LatentAttention) for layer, _ in geometry.groups)
+
+
+def kind(gpu: Gpu) -> Hashable:
+    """vLLM chooses kernels by compute capability; its defaults by memory are in the flags."""
+    return gpu.capability
+
+
+def usable_bytes(asked: Deployment, gpu: Gpu) -> int:
+    """vLLM's budget of one GPU (``request_memory``)."""
+    return ceil(gpu.total_bytes * (asked.request.gpu_memory_utilization or UTILIZATION))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """Everything of a pipeline stage that does not hang on the sequences."""
+
+    span: Span
+    weights_bytes: int
+    activations: Quantity
+    moment: str
+    graphs: Quantity
+    non_torch: Quantity
+    """What libraries take within the budget."""
+    pool: Pool
+
+    @property
+    def fixed(self) -> Quantity:
+        """What the budget pays before the KV cache."""
+        return exact(self.weights_bytes) + self.activations + self.graphs + self.non_torch
+
+
+def stages(asked: Deployment) -> tuple[Stage, ...]:
+    """One a pipeline stage."""
+    flags = asked.flags
+    return _stages(
+        asked.model,
+        asked.dtype,
+        asked.request.weight_format,
+        asked.request.kv_cache_dtype,
+        asked.gpu,
+        asked.degrees,
+        flags,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _stages(
+    model: Model,
+    dtype: str,
+    quantization: str | None,
+    kv_cache_dtype: str,
+    gpu: Gpu | None,
+    degrees: Degrees,
+    flags: Any,
+) -> tuple[Stage, ...]:
+    run = VllmRun(
+        dtype=dtype,
+        tensor_parallel_size=degrees.tensor,
+        pipeline_parallel_size=degrees.pipeline,
+        enable_expert_parallel=flags.enable_expert_parallel,
+        data_parallel_size=degrees.data,
+        max_num_batched_tokens=flags.max_num_batched_tokens,
+        max_num_seqs=flags.max_num_seqs,
+        max_model_len=flags.max_model_len,
+        enforce_eager=flags.enforce_eager,
+        quantization=quantization,
+        capability=gpu.capability if gpu else None,
+    )
+    activations, moment = activation_peak(model, run)
+    graphs = cuda_graph_bytes(model, run)
+    non_torch = non_torch_bytes(run, gpu)
+    spans = pipeline_spans(len(model.geometry.layers), degrees.pipeline)
+    return tuple(
+        Stage(
+            span=span,
+            weights_bytes=_weights(model, run, stage),
+            activations=activations,
+            moment=moment,
+            graphs=graphs,
+            non_torch=non_torch,
+            pool=pool(
+                replace(model.geometry, layers=model.geometry.layers[slice(*span)]),
+                itemsize=itemsize(dtype),
+                kv_cache_dtype=kv_cache_dtype,
+                block_size=flags.block_size,
+                tensor_parallel_size=degrees.tensor,
+                max_num_batched_tokens=flags.max_num_batched_tokens,
+                enable_prefix_caching=flags.enable_prefix_caching,
+            ),
+        )
+        for stage, span in enumerate(spans)
+    )
+
+
+def _weights(model: Model, run: VllmRun, stage: int) -> int:
+    (loaded,) = vllm_weights(
+        model,
+        dtype=run.dtype,
+        quantization=run.quantization,
+        capability=run.capability,
+        tensor_parallel_size=run.tensor_parallel_size,
+        pipeline_parallel_size=run.pipeline_parallel_size,
+        pipeline_rank=stage,
+        enable_expert_parallel=run.enable_expert_parallel,
+        data_parallel_size=run.data_parallel_size,
+    )
+    return loaded.bytes
+
+
+def ledgers(asked: Deployment) -> tuple[Ledger, ...]:
+    """What the request's sequences need; vLLM itself fills its budget with blocks (`details`)."""
+    degrees = asked.degrees
+    rows = [_ledger(asked, stage) for stage in stages(asked)]
+    return tuple(
+        replace(rows[pipeline], rank=degrees.name(0, pipeline, tensor))
+        for pipeline in range(degrees.pipeline)
+        for tensor in range(degrees.tensor)
+    )
+
+
+def _ledger(asked: Deployment, stage: Stage) -> Ledger:
+    context = context_range(asked.gpu)
+    outside = bounded(context.low_bytes, context.bytes, context.high_bytes, "assumed")
+    state = exact(_state_bytes(asked, stage.pool))
+    components: dict[Component, Quantity] = {
+        "weights": exact(stage.weights_bytes),
+        "sequence_state": state,
+        "activations": stage.activations,
+        "workspace": stage.graphs,
+        "allocator_slack": NOTHING,
+        "context": outside + stage.non_torch,
+    }
+    note = "captured for each batch size that decoding may have"
+    return Ledger(
+        phases=(
+            Phase(
+                name="prefill",
+                moment=stage.moment,
+                sequence_state=state,
+                activations=stage.activations,
+                temporaries=NOTHING,
+            ),
+        ),
+        components=components,
+        retained=stage.graphs,
+        load_peak=exact(stage.weights_bytes),
+        parts=(Part(component="workspace", name="cuda graphs", bytes=stage.graphs.bytes, note=note),),
+        layers=stage.span,
+        uncounted=outside,
+    )
+
+
+def _state_bytes(asked: Deployment, blocks: Pool) -> int:
+    """Blocks of the request's sequences; one more is the null block, and one of the longest must fit."""
+    request, flags = asked.request, asked.flags
+    needed = request.batch_size * blocks.blocks_for(request.total_tokens)
+    return (max(needed, blocks.blocks_for(flags.max_model_len or request.total_tokens)) + 1) * blocks.block_bytes
+
+
+def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
+    """The fewest GPUs that hold it: tensor parallel in a node, then stages; None if none do."""
+    most = len(asked.model.geometry.layers)
+    tensors = [degree for degree in (1, 2, 4, 8) if degree <= LARGEST_TENSOR_DEGREE]
+    tried = [Degrees(tensor=tensor, data=asked.degrees.data) for tensor in tensors]
+    tried += [replace(tried[-1], pipeline=stages) for stages in range(2, most + 1)]
+    for degrees in tried:
+        try:
+            rows = ledgers(replace(asked, degrees=degrees))
+        except UllageError:
+            continue
+        if max(row.charged.bytes for row in rows) <= capacity_bytes:
+            return degrees
+    return None
+
+
+def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:
+    """What could be asked for instead, one flag at a time, but for sizes and GPUs."""
+    request, flags = asked.request, asked.flags
+    if asked.model.native_format is None and request.quantization is None:
+        for name in ("fp8", "w4a16"):
+            yield f"--quantization {name}", asked.asking(quantization=name)
+    if request.kv_cache_dtype == "auto":
+        yield "--kv-cache-dtype fp8", asked.asking(kv_cache_dtype="fp8")
+    for name, less in (("max_num_seqs", 64), ("max_num_batched_tokens", 2048)):
+        if getattr(flags, name) > less:
+            typed = "--" + name.replace("_", "-")
+            yield f"{typed} {less}", replace(asked, flags=replace(flags, **{name: less}))
+    if not flags.enforce_eager:
+        yield "--enforce-eager", replace(asked, flags=replace(flags, enforce_eager=True))
+
+
+def setting(asked: Deployment) -> str:
+    """How it serves, in a few words."""
+    return f"vLLM {VERSION} on {asked.degrees}" if asked.gpus > 1 else f"vLLM {VERSION}"
+
+
+def warnings(asked: Deployment) -> Iterator[str]:
+    """What the reader might not expect of vLLM."""
+    request, flags = asked.request, asked.flags
+    if request.batch_size > (flags.max_num_seqs or LARGEST["batch_size"]):
+        yield f"{request.batch_size:,} sequences exceed --max-num-seqs {flags.max_num_seqs:,}: the rest wait"
+    if str(request.quantization) in ONLINE:
+        yield f"{request.quantization}: vLLM quantises while it loads, which needs the 16-bit weights first"
+
+
+def details(asked: Deployment, rows: tuple[Ledger, ...]) -> dict[str, Any]:
+    """What vLLM prints: bytes of KV cache, blocks, tokens and concurrency, of the rank that has fewest blocks."""
+    flags = asked.flags
+    longest = flags.max_model_len or asked.request.total_tokens
+    found = [_cache(asked, stage, longest) for stage in stages(asked)]
+    fewest = min(found, key=lambda row: row["gpu_blocks"] or 0)
+    return fewest | {
+        "max_model_len": longest,
+        "max_num_seqs": flags.max_num_seqs,
+        "max_num_batched_tokens": flags.max_num_batched_tokens,
+    }
+
+
+def _cache(asked: Deployment, stage: Stage, longest: int) -> dict[str, Any]:
+    held, gpu = stage.pool, asked.gpu
+    known: dict[str, Any] = {
+        "block_size": held.groups[0].block_tokens,
+        "block_bytes": held.block_bytes,
+        "blocks_per_sequence": held.blocks_for(longest),
+    }
+    if gpu is None:
+        none = ("budget_bytes", "kv_cache_bytes", "gpu_blocks", "kv_cache_tokens", "maximum_concurrency", "starts")
+        return known | dict.fromkeys(none)
+    budget = usable_bytes(asked, gpu)
+    fixed = stage.fixed
+    given = asked.flags.kv_cache_memory_bytes
+    left = [max(0, budget - less) for less in (fixed.high_bytes, fixed.bytes, fixed.low_bytes)]
+    low, middle, high = [given] * 3 if given is not None else left
+    return known | {
+        "budget_bytes": budget,
+        "kv_cache_bytes": {"bytes": middle, "low_bytes": low, "high_bytes": high, "basis": fixed.basis},
+        "gpu_blocks": held.blocks_in(middle),
+        "kv_cache_tokens": held.capacity_tokens(middle, longest),
+        "maximum_concurrency": round(held.max_concurrency(middle, longest), 2),
+        "starts": held.fits(middle, longest),
+    }

@@ -1,0 +1,57 @@
+"""Settings as engines print them: ``key=value`` lists and Python dictionaries, read and never run."""
+
+import ast
+from collections.abc import Iterator
+
+VALUE_CHARACTERS = 4096
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def top_level(text: str) -> Iterator[str]:
+    """The parts of ``a=1, b='x, y', c=(2, 3)`` between commas outside of quotes and brackets.
+
+    Stops where the bracket that the text is in closes. The last part is left out where the text ends within a value.
+    """
+    depth, quote, start, escaped = 0, "", 0, False
+    for index, sign in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = sign == "\\"
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in _CLOSING:
+            depth += 1
+        elif sign in _CLOSING.values():
+            if depth == 0:
+                yield text[start:index].strip()
+                return
+            depth -= 1
+        elif sign == "," and depth == 0:
+            yield text[start:index].strip()
+            start = index + 1
+    if depth == 0 and not quote:
+        yield text[start:].strip()
+
+
+def pairs(text: str, sign: str) -> dict[str, object]:
+    """``name=value`` or ``'name': value`` parts, the first of each name; values that are no literals as they stand."""
+    read: dict[str, object] = {}
+    for part in top_level(text):
+        name, found, value = part.partition(sign)
+        name = name.strip().strip("'\"")
+        if found and name.isidentifier():
+            read.setdefault(name, literal(value.strip()))
+    return read
+
+
+def literal(text: str) -> object:
+    """A Python literal, else the text (``torch.bfloat16`` is ``bfloat16``, ``LoadFormat.AUTO`` stays)."""
+    if len(text) <= VALUE_CHARACTERS:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            pass
+    return text.removeprefix("torch.")

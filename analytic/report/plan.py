@@ -1,0 +1,193 @@
+"""A plan as text, as Markdown and as JSON."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analytic.engines.engine import find_engine
+from analytic.plan import Cell, Option, Plan
+from analytic.quantity import GiB
+from analytic.report import SCHEMA_VERSION
+
+SHOWN = 15
+"""Options of the short list in a table."""
+
+_MARKS: dict[bool, dict[Cell, str]] = {
+    True: {"fits": "●", "tight": "◐", "no": "·"},
+    False: {"fits": "+", "tight": "~", "no": "."},
+}
+"""With Unicode, and without."""
+
+
+def plan_document(found: Plan) -> dict[str, Any]:
+    """``ullage plan --json``. The largest context and concurrency are those of the short list; else null."""
+    engine, listed = find_engine(found.engine), set(map(id, found.shortlist))
+    places = {id(option): index for index, option in enumerate(found.options)}
+
+    def index(option: Option | None) -> int | None:
+        return None if option is None else places[id(option)]
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"id": found.model.id, "source": found.model.source, "parameters": found.model.parameters},
+        "engine": {"name": engine.NAME, "version": engine.VERSION},
+        "question": asdict(found.question),
+        "options": [_option(option, found, id(option) in listed) for option in found.options],
+        "smallest": index(found.smallest),
+        "cheapest": index(found.cheapest),
+        "refused": [asdict(row) for row in found.refused],
+    }
+
+
+def _option(option: Option, found: Plan, is_listed: bool) -> dict[str, Any]:
+    return {
+        "gpu": option.gpu.name,
+        "gpus": option.degrees.gpus,
+        "tensor_parallel_size": option.degrees.tensor,
+        "pipeline_parallel_size": option.degrees.pipeline,
+        "data_parallel_size": option.degrees.data,
+        "enable_expert_parallel": option.is_expert_parallel,
+        "quantization": option.quantization,
+        "fits": option.fits,
+        "certain": option.is_certain,
+        "used_bytes": option.used_bytes,
+        "capacity_bytes": option.room.capacity_bytes,
+        "headroom_bytes": option.headroom_bytes,
+        "matrix": option.matrix(len(found.question.concurrencies)),
+        "largest_context": option.largest_context if is_listed else None,
+        "largest_concurrency": option.largest_concurrency if is_listed else None,
+        "price_per_hour": option.price_per_hour,
+        "notes": list(option.notes) if is_listed else [],
+    }
+
+
+def print_plan(found: Plan, console: Console) -> None:
+    """The target and the answer, the short list, and what the best of it can hold."""
+    console.print(escape(_headline(found)))
+    for line in _answers(found):
+        console.print(f"[bold green]{escape(line)}[/]")
+    console.print()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in _columns(found):
+        left = name in ("GPUs", "split", "format")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for option in found.shortlist[:SHOWN]:
+        table.add_row(*map(escape, _cells(option, found)), style="" if option.is_certain else "yellow")
+    console.print(table)
+    if len(found.shortlist) > SHOWN:
+        console.print(f"[dim]… and {len(found.shortlist) - SHOWN} more, all of them in --json[/]")
+    best = found.best
+    if best is not None:
+        console.print()
+        marks = _MARKS[console.encoding.lower().startswith("utf")]
+        console.print(f"{escape(_named(best))}: tokens of each sequence, and sequences at once")
+        console.print(_grid(best, found, marks))
+        console.print(
+            f"[dim]{marks['fits']} fits  {marks['tight']} within the bounds of error  {marks['no']} too much[/]"
+        )
+        for note in best.notes:
+            console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+    _print_refused(found, console)
+
+
+def print_markdown(found: Plan, console: Console) -> None:
+    """``ullage plan --markdown``: tables for an issue or a pull request."""
+    best = found.best
+    lines = [_headline(found), "", *(f"- {line}" for line in _answers(found)), ""]
+    lines += _markdown_table(_columns(found), (_cells(option, found) for option in found.shortlist[:SHOWN]))
+    if best is not None:
+        concurrencies = found.question.concurrencies
+        lines += ["", f"{_named(best)}: tokens of each sequence, and sequences at once", ""]
+        rows = zip(found.question.contexts, best.matrix(len(concurrencies)), strict=True)
+        lines += _markdown_table(("tokens", *map(str, concurrencies)), ((f"{tokens:,}", *row) for tokens, row in rows))
+        lines += ["", *(f"- {note}" for note in best.notes)]
+    console.print("\n".join(lines).rstrip(), markup=False, soft_wrap=True)
+
+
+def _markdown_table(columns: Sequence[str], rows: Iterator[Sequence[str]] | Any) -> Iterator[str]:
+    for row in (columns, ["---"] * len(columns), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+def _headline(found: Plan) -> str:
+    asked, engine = found.question, find_engine(found.engine)
+    several = "s" * (asked.target_concurrency > 1)
+    return (
+        f"{found.model.id} with {engine.NAME} {engine.VERSION}: {asked.target_concurrency:,} sequence{several} of "
+        f"{asked.target_context:,} tokens, {min(asked.output_tokens, asked.target_context - 1):,} of them output; "
+        f"{len(found.fitting):,} of {len(found.options):,} deployments hold it."
+    )
+
+
+def _answers(found: Plan) -> Iterator[str]:
+    if found.smallest is None:
+        closest = max(found.options, key=lambda option: option.headroom_bytes)
+        yield f"nothing tried holds it; closest is {_named(closest)}, {_gib(-closest.headroom_bytes)} GiB short"
+        return
+    yield f"smallest: {_named(found.smallest)}, {_gib(found.smallest.headroom_bytes)} GiB to spare a GPU"
+    if found.cheapest is not None:
+        yield f"cheapest: {_named(found.cheapest)}, {found.cheapest.price_per_hour:,.2f} an hour"
+
+
+def _named(option: Option) -> str:
+    split = f" ({_split(option)})" if option.degrees.gpus > 1 else ""
+    return f"{option.degrees.gpus} × {option.gpu.name}{split}, {_format(option)}"
+
+
+def _format(option: Option) -> str:
+    if option.quantization is not None:
+        return option.quantization
+    return option.asked.model.native_format or option.asked.dtype
+
+
+def _split(option: Option) -> str:
+    if option.degrees.gpus == 1:
+        return ""
+    return f"{option.degrees}" + " ep" * option.is_expert_parallel
+
+
+def _columns(found: Plan) -> tuple[str, ...]:
+    price = ("an hour",) if any(option.price_per_hour is not None for option in found.fitting) else ()
+    return ("GPUs", "split", "format", "GiB used", "left", "tokens", "sequences", *price)
+
+
+def _cells(option: Option, found: Plan) -> tuple[str, ...]:
+    price = "" if option.price_per_hour is None else f"{option.price_per_hour:,.2f}"
+    cells = (
+        f"{option.degrees.gpus} × {option.gpu.name}",
+        _split(option),
+        _format(option),
+        _gib(option.used_bytes),
+        _gib(option.headroom_bytes),
+        f"{option.largest_context:,}",
+        f"{option.largest_concurrency:,}",
+        price,
+    )
+    return cells[: len(_columns(found))]
+
+
+def _grid(option: Option, found: Plan, marks: dict[Cell, str]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right", no_wrap=True)
+    for concurrency in found.question.concurrencies:
+        table.add_column(f"{concurrency:,}", justify="right", no_wrap=True)
+    for tokens, row in zip(found.question.contexts, option.matrix(len(found.question.concurrencies)), strict=True):
+        table.add_row(f"{tokens:,}", *(marks[cell] for cell in row))
+    return table
+
+
+def _print_refused(found: Plan, console: Console) -> None:
+    reasons = dict.fromkeys(row.reason for row in found.refused)
+    for reason in list(reasons)[:3]:
+        count = sum(row.reason == reason for row in found.refused)
+        console.print(f"[dim]{count:,} not possible: {escape(reason)}[/]", highlight=False)
+    if len(reasons) > 3:
+        console.print(f"[dim]… and for {len(reasons) - 3} other reasons, all of them in --json[/]")
+
+
+def _gib(count: int) -> str:
+    return f"{count / GiB:,.2f}"
