@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
-from statistics import median_low
+from statistics import median_high
 from typing import Any
 
 from analytic.errors import UsageError
@@ -42,7 +42,7 @@ class Gpu:
     kept_low_bytes: int = 0
     """Least of ``total_bytes`` that the driver keeps from CUDA; 0 for a custom GPU, all of whose memory CUDA has."""
     kept_bytes: int = 0
-    """What it typically keeps: the median of the reports."""
+    """What it typically keeps: the median of the reports, the upper of two (newer drivers keep more)."""
     kept_high_bytes: int = 0
     """Most that it keeps; this differs with the driver's version."""
     cuda_source: str = ""
@@ -176,7 +176,7 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     kept = sorted((row["memory_mib"] - seen) * MIB for seen in row.get("cuda_mib", ()))
     if not kept:
         return {}
-    middle = median_low(kept)
+    middle = median_high(kept)
     return {
         "kept_low_bytes": kept[0],
         "kept_bytes": middle,
@@ -192,11 +192,12 @@ def kept_like_others(gpu: Gpu, others: Iterable[Gpu]) -> Gpu:
     bytes are taken over and not shares. A MIG slice is like other slices alone: its parent has paid already.
     """
     alike = [other for other in others if (other.kind == "mig") == (gpu.kind == "mig")]
-    near = [other for other in alike if gpu.total_bytes <= 2 * other.total_bytes <= 4 * gpu.total_bytes] or alike
+    half, twice = gpu.total_bytes // 2, gpu.total_bytes * 2
+    near = [other for other in alike if half <= other.total_bytes <= twice] or alike
     return replace(
         gpu,
         kept_low_bytes=min(other.kept_low_bytes for other in near),
-        kept_bytes=median_low(other.kept_bytes for other in near),
+        kept_bytes=median_high(other.kept_bytes for other in near),
         kept_high_bytes=max(other.kept_high_bytes for other in near),
         cuda_source=f"CUDA's total not seen: the driver keeps what it keeps on {len(near)} other GPUs of the table",
     )

@@ -12,7 +12,7 @@ is computed here, they are PyTorch's own counters of bytes requested:
 ``allocated``  the peak of both as the caching allocator counts it, which is what vLLM subtracts
 ``largest``  the largest tensors alive at the peak of the pass: bytes, and where they were made
 
-Kernels of FlashInfer are not there, its Python is: what it allocates is what Python allocates. Several ranks are
+Views of pinned host memory, which that device copies, are no part of ``runner``. Kernels of FlashInfer are not there, its Python is: what it allocates is what Python allocates. Several ranks are
 torch's fake process group; what a collective returns is a new tensor, as NCCL's communicator of vLLM makes it.
 
 Run by hand, in the environment and with the driver of record_vllm_weights.py, of which one function must answer more,
@@ -186,6 +186,7 @@ def start(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a worker allocates up to its KV cache."""
     import flashinfer.jit.core
     import torch
+    import vllm.v1.worker.gpu.buffer_utils as buffers
     import vllm.v1.worker.gpu.model_runner as runners
     import vllm.v1.worker.gpu_worker as workers
     from record_vllm_weights import keep_repeats
@@ -200,6 +201,16 @@ def start(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
         workers.init_worker_distributed_environment = lambda c, rank, *args: enter_world(c, rank)
     found: dict[str, Any] = {}
     loading: list[int] = []
+    shared: list[int] = []
+    view = buffers.get_accelerator_view_from_cpu_tensor
+
+    def host_view(tensor: Any) -> Any:
+        before = counted("requested")
+        made = view(tensor)
+        shared.append(counted("requested") - before)
+        return made
+
+    buffers.get_accelerator_view_from_cpu_tensor = host_view
 
     class Profiler(runners.DeviceMemoryProfiler):
         def __enter__(self) -> Any:
@@ -226,7 +237,7 @@ def start(wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
         before, allocated = counted("requested"), counted("allocated")
         fixed, *ends = loading
         found["weights"] = ends[1] - ends[0]
-        found["runner"] = before - fixed - found["weights"]
+        found["runner"] = before - fixed - found["weights"] - sum(shared)
         runner = worker.model_runner
         type(runner).profile_cudagraph_memory = lambda self: 0
         run, forward = runner.profile_run, runner._dummy_run

@@ -5,7 +5,7 @@ this process is one: torch's fake process group (``torch.testing._internal.distr
 are there, and vLLM's groups are made on it, without the communicators that would reach them. vLLM's loader asks a group
 only for sizes and ranks. ``rank`` is that of the world: data parallel outermost, then pipeline, then tensor parallel.
 
-    for sm in 80 90; do NULLCUDA_SM=$sm ./run.sh VENV/bin/python ../record_vllm_weights_parallel.py; done
+    for sm in 80 86 89 90 100 120; do NULLCUDA_SM=$sm ./run.sh VENV/bin/python ../record_vllm_weights_parallel.py; done
 
 The configs are those of vllm_weights.json. Of the tensors only their sum is kept: ``TENSORS=FILE`` appends them
 to a file, a case a line.
@@ -126,7 +126,9 @@ PACKED = {
     "gemma-3-4b": ("w4a16", "w8a8"),
     "mistral-7b-v0.3": ("awq", "ct-fp8"),
 }
-MORE = ("gptq-int8", "gptq-column", "w4a16-asym", "nvfp4", "ct-nvfp4", "modelopt-fp8")
+MORE = ("gptq-int8", "gptq-column", "w4a16-asym", "modelopt-fp8")
+FOUR_BITS = ("nvfp4", "ct-nvfp4")
+"""What the null device does not convert but on 8.0."""
 ONLINE = ("fp8", "fp8_per_block", "fp8_per_channel")
 NATIVE = ("gpt-oss-20b", "gpt-oss-120b", "deepseek-v3", "minimax-m2.5")
 
@@ -161,11 +163,44 @@ def cases() -> Iterator[dict[str, Any]]:
     for model in ("llama-3.1-8b", "qwen2.5-0.5b", "gemma-3-4b", "qwen3-30b-a3b", "deepseek-v3"):
         yield from (cut(model, layers=max(5, LAYERS.get(model, 0)), pp=2, tp=2, rank=rank) for rank in (0, 1, 2, 3))
     for capability in (90, 80):
-        for name in (*MORE, *ONLINE):
+        for name in (*MORE, *ONLINE, *(FOUR_BITS if capability == 80 else ())):
             for model in ("llama-3.1-8b", "qwen3-30b-a3b"):
                 yield from (packed(model, name, capability=capability, tp=ranks) for ranks in (2, 8))
     for model in ("llama-3.1-8b", "gpt2", "bloom-176b", "qwen3-30b-a3b", "deepseek-v2-lite", "llama-4-scout"):
         yield from (cut(model, tp=ranks, rank=ranks - 1) for ranks in (2, 8))
+    yield from further()
+
+
+def further() -> Iterator[dict[str, Any]]:
+    """Degrees that are no powers of two, several kinds at once, and other capabilities."""
+    for model, ranks in (("gpt2", 3), ("gpt2", 6), ("starcoder2-7b", 12), ("llama-3.2-3b", 6), ("llama-3.2-3b", 3)):
+        yield cut(model, tp=ranks)
+    for model in ("hunyuan-7b", "olmo-3-7b"):
+        yield from (cut(model, tp=ranks) for ranks in (2, 16))
+        yield from (cut(model, layers=5, pp=3, rank=stage) for stage in range(3))
+    yield from (cut("nemotron-3-nano-30b-a3b", layers=9, pp=3, rank=stage) for stage in range(3))
+    yield cut("kimi-k2", tp=16)
+    yield cut("kimi-k2", tp=8, dp=2, ep=True)
+    for model in ("qwen3-30b-a3b", "deepseek-v3", "glm-4.5-air", "gpt-oss-20b"):
+        yield from (cut(model, layers=5, pp=2, tp=2, ep=True, rank=rank) for rank in (0, 2))
+    for capability in (80, 90):
+        for name in ("gptq", "awq", "w4a16", "w8a8", "fp8-dynamic", "fp8-blocks"):
+            yield packed("llama-3.1-8b", name, capability=capability, tp=16)
+            yield from (
+                packed("llama-3.1-8b", name, capability=capability, layers=5, pp=2, tp=2, rank=rank) for rank in (0, 2)
+            )
+        for model in ("qwen3-30b-a3b", "llama-3.1-8b"):
+            yield packed(model, "fp8_per_block", capability=capability, tp=4)
+    for capability in (86, 89, 100, 120):
+        for name in ("gptq", "awq", "w4a16", "w8a8", "ct-fp8", "fp8-dynamic", "fp8-static", "fp8-blocks", "fp8"):
+            yield from (packed("llama-3.1-8b", name, capability=capability, tp=ranks) for ranks in (2, 8))
+        for name in ("gptq", "awq-routed", "w4a16", "w8a8", "fp8-dynamic", "fp8-blocks"):
+            yield from (packed("qwen3-30b-a3b", name, capability=capability, tp=ranks) for ranks in (2, 4, 8))
+        yield from (cut("gpt-oss-20b", capability=capability, tp=ranks) for ranks in (2, 4, 8))
+        yield from (cut("minimax-m2.5", capability=capability, tp=ranks) for ranks in (4, 8))
+        yield cut("deepseek-v3", capability=capability, tp=8)
+        yield cut("llama-3.1-8b", capability=capability, tp=4)
+        yield cut("mixtral-8x7b", capability=capability, tp=4)
 
 
 def key_of(case: dict[str, Any]) -> str:

@@ -1,6 +1,10 @@
+import json
 import re
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +15,20 @@ from analytic.hardware import (
     custom_gpu,
     find_gpu,
     gpus,
+    kept_like_others,
     parse_gpu,
     precision_warnings,
 )
 
 MIB = 1024**2
 GIB = 1024**3
+ROOT = Path(__file__).parent.parent
+SEEN = {
+    row["name"]: row
+    for row in tomllib.loads((ROOT / "analytic/gpus.toml").read_text("utf-8"))["gpu"]
+    if "cuda_mib" in row
+}
+ROUNDING_MIB = 6  # half of 0.01 GiB is 5.12 MiB, and the table rounds it outwards
 
 
 def warnings(name: str, dtype: str = "float16", weights: str | None = "none", cache: str = "float16") -> list[str]:
@@ -136,6 +148,124 @@ def test_a_custom_gpu_knows_only_its_memory():
     gpu = custom_gpu(80 * GIB)
     assert (gpu.total_bytes, gpu.capability, gpu.sms, gpu.bandwidth_bytes_per_s) == (80 * GIB, None, None, None)
     assert precision_warnings(gpu, dtype="bfloat16", weight_format="nvfp4", kv_cache_dtype="fp8") == []
+
+
+def _meant_mib(printed: str, unit: str) -> float:
+    """MiB of a printed total: bytes as they stand, MB and MiB alike (PyTorch divides by 2**20), GB and GiB likewise."""
+    return float(printed) * {"bytes": 1 / MIB, "M": 1, "G": 1024}[unit]
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_source_quotes_every_total_that_cuda_was_seen_to_report(name: str):
+    row = SEEN[name]
+    found = re.findall(r"([\d.]+) ?(M|G|bytes)|total_memory\": (\d{9,})", row["cuda_source"])
+    quoted = [_meant_mib(printed or exact, unit or "bytes") for printed, unit, exact in found]
+    for seen in row["cuda_mib"]:
+        assert any(abs(seen - meant) <= ROUNDING_MIB + 0.12 for meant in quoted), seen
+
+
+@pytest.mark.parametrize("name", [name for name in SEEN if find_gpu(name).kind != "mig"])
+def test_cuda_has_less_than_nvml_by_at_most_half_a_gib_or_a_fortieth(name: str):
+    row = SEEN[name]
+    assert row["cuda_mib"] == sorted(set(row["cuda_mib"]))
+    for seen in row["cuda_mib"]:
+        # RTX 3070: 8192 - 7753 = 439 MiB (5.4 %); A10G: 23028 - 22512 = 516 MiB (2.2 %); GB300: 1078 MiB (0.4 %)
+        assert 0 < row["memory_mib"] - seen <= max(512, row["memory_mib"] / 40)
+
+
+def test_a_mig_slice_keeps_next_to_nothing():
+    slices = [name for name in SEEN if find_gpu(name).kind == "mig"]
+    assert len(slices) >= 3
+    assert all(0 <= SEEN[name]["memory_mib"] - seen <= 128 for name in slices for seen in SEEN[name]["cuda_mib"])
+
+
+def test_cudas_total_is_the_least_the_median_and_the_most_seen():
+    gpu = find_gpu("rtx-5090")  # seen: 32102, 32109, 32119, 32120 MiB
+    assert (gpu.cuda_low_bytes, gpu.cuda_bytes, gpu.cuda_high_bytes) == (32102 * MIB, 32109 * MIB, 32120 * MIB)
+    assert gpu.kept_low_bytes == (32607 - 32120) * MIB
+    h100 = find_gpu("h100")  # vLLM's well-known total_gpu_memory=79.11GiB and 79.19GiB
+    assert h100.cuda_low_bytes < 79.11 * GIB < h100.cuda_bytes < 79.19 * GIB < h100.cuda_high_bytes < 79.65 * GIB
+
+
+@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
+def test_every_gpu_says_where_cudas_total_comes_from(gpu: Gpu):
+    assert 0 <= gpu.kept_low_bytes <= gpu.kept_bytes <= gpu.kept_high_bytes < gpu.total_bytes // 8
+    assert gpu.total_bytes >= gpu.cuda_high_bytes >= gpu.cuda_bytes >= gpu.cuda_low_bytes
+    assert gpu.cuda_source
+    assert ("not seen" in gpu.cuda_source) == (gpu.name not in SEEN)
+
+
+def test_a_custom_gpu_gives_cuda_all_its_memory():
+    gpu = custom_gpu(80 * GIB)
+    assert gpu.cuda_low_bytes == gpu.cuda_bytes == gpu.cuda_high_bytes == 80 * GIB
+    assert gpu.cuda_source == ""
+
+
+def test_cudas_total_follows_a_replaced_total():
+    gpu = find_gpu("h100")
+    assert replace(gpu, total_bytes=2**60).cuda_bytes == 2**60 - gpu.kept_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "printed_gib", "where"),  # none of these is in the table
+    [
+        ("rtx-4090", 23.52, "github.com/Soul-AILab/SoulX-FlashTalk issue 5"),
+        ("rtx-4090", 23.64, "github.com/3DTopia/Phidias-Diffusion issue 8"),
+        ("l40s", 44.42, "github.com/stepfun-ai/Step-Video-T2V issue 8"),
+        ("rtx-a6000", 47.53, "a public evaluation table: NVIDIA RTX A6000, 47.53 GiB, torch 2.6.0+cu124"),
+        ("b200", 178.35, "an out-of-memory message beside the name in a public repository"),
+        ("h200", 139.80, "an out-of-memory message beside the name in a public repository"),
+        ("h100", 79.18, "github.com/llm-d-incubation/llm-d-planner docs/empirical-vllm-memory-results.md"),
+    ],
+)
+def test_totals_that_the_table_did_not_use_lie_in_its_range(name: str, printed_gib: float, where: str):
+    gpu = find_gpu(name)
+    rounding = 0.005 * GIB
+    assert gpu.cuda_low_bytes - rounding <= printed_gib * GIB <= gpu.cuda_high_bytes + rounding, where
+
+
+def _logged_totals() -> list[tuple[str, float]]:
+    """GPU and vLLM's total_gpu_memory, where a recorded start-up log prints both."""
+    records = json.loads((ROOT / "tests/data/startup_logs.json").read_text("utf-8"))["records"]
+    found = [(r["gpu"], re.search(r"total_gpu_memory[ =](\d+\.\d+)GiB", r["notes"] or "")) for r in records]
+    return sorted({(name, float(total[1])) for name, total in found if name and total})
+
+
+def test_totals_of_recorded_vllm_logs_lie_in_the_range():
+    tabled = {(name, total) for name, total in _logged_totals() if name not in ("A100 40G", "7900 XTX (24G), ROCm")}
+    with_ecc = ("NVIDIA RTX A6000", 44.55)  # ECC takes a sixteenth: 49140 * 15 / 16 = 46069 MiB, of which 45619 left
+    assert len(tabled) == 5
+    for name, total in tabled - {with_ecc}:
+        gpu = find_gpu(name)
+        assert gpu.cuda_low_bytes - 0.005 * GIB <= total * GIB <= gpu.cuda_high_bytes + 0.005 * GIB
+
+
+def _miss_bytes(gpu: Gpu) -> int:
+    """How far the range made of the other seen GPUs falls short of what this one was seen to report."""
+    others = [find_gpu(name) for name in SEEN if name != gpu.name]
+    made = kept_like_others(gpu, others)
+    return max(made.kept_low_bytes - gpu.kept_low_bytes, gpu.kept_high_bytes - made.kept_high_bytes, 0)
+
+
+def test_the_range_for_an_unseen_gpu_holds_51_of_55_seen_ones():
+    missed = {name: _miss_bytes(find_gpu(name)) for name in SEEN if _miss_bytes(find_gpu(name))}
+    assert len(SEEN) == 55
+    assert missed == {
+        "p100": (171 - 104) * MIB,  # the oldest generation keeps least
+        "a100-80gb": (882 - 766) * MIB,
+        "gb300": (1078 - 931) * MIB,  # the largest memory: no other reaches as far
+        "a100-80gb-1g.10gb": 128 * MIB,  # the two other slices keep nothing
+    }
+    assert all(short <= find_gpu(name).total_bytes * 0.014 for name, short in missed.items())
+
+
+def test_an_unseen_gpu_is_like_those_of_half_to_twice_its_memory():
+    gpu = find_gpu("h200-nvl")
+    near = [find_gpu(name) for name in SEEN if 143771 / 2 <= SEEN[name]["memory_mib"] <= 143771 * 2]
+    assert {"a100-80gb", "h200", "gb300"} <= {other.name for other in near}
+    assert gpu.kept_high_bytes == max(other.kept_high_bytes for other in near)
+    assert gpu.kept_low_bytes == min(other.kept_low_bytes for other in near)
+    assert find_gpu("h200-3g.71gb").kept_high_bytes == 128 * MIB  # no slice is as large: all slices, never whole GPUs
 
 
 def test_custom_memory_must_be_positive():

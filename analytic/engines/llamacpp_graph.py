@@ -208,7 +208,8 @@ class _Placing:
             backend=self.backend,
             tensor_split=self.tensor_split,
         )
-        made = {}
+        made: dict[str, Tensor] = {}
+        shared: dict[tuple[str, str], Tensor] = {}
         for one in placed:
             place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
             name = one.tensor.name
@@ -216,7 +217,8 @@ class _Placing:
                 name = f"rope@{one.layer}"
             elif name == "token_embd.weight" and one.layer is not None:
                 name = "output.weight"
-            made[name] = ops.held(one.tensor.type, *one.tensor.shape[::-1], place=place, is_weight=True)
+            weight = ops.held(one.tensor.type, *one.tensor.shape[::-1], place=place, is_weight=True)
+            made[name] = shared.setdefault((one.tensor.name, place), weight)
         return made
 
 

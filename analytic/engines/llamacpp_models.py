@@ -53,6 +53,9 @@ class Recipe:
     """A delta net's keys are repeated up to the number of its value heads."""
     weigh_first: bool = False
     """Experts' weights are applied before them."""
+    stream_first: tuple[bool, bool] = (False, False)
+    """Whether the stream comes first where a mixer's, and a feed-forward's, results are added to it: sums are written
+    over their first operand."""
 
 
 _GEMMA = Recipe(act="geglu", scales_query=True, scales_embedding=True)
@@ -65,8 +68,9 @@ _WHOLE = Recipe(whole_heads_norm=True)
 _SINGLE = Recipe(flow="single")
 
 RECIPES: Mapping[str, Recipe] = {
-    **{name: Recipe() for name in ("llama", "qwen2", "qwen3", "qwen3moe", "mistral3", "smollm3", "lfm2")},
-    "phi3": Recipe(act="halves", scales_query=True),
+    **{name: Recipe() for name in ("llama", "qwen2", "qwen3", "qwen3moe", "mistral3", "smollm3")},
+    "phi3": Recipe(act="halves", scales_query=True, stream_first=(False, True)),
+    "lfm2": Recipe(stream_first=(True, True)),
     "chatglm": Recipe(act="halves"),
     "glm4": Recipe(act="halves"),
     "gemma": _GEMMA,
@@ -324,7 +328,7 @@ def _sequential(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> 
         made = model.norm(made, "post_attention_norm", index)
     if recipe.scales_residual:
         made = ops.like("scale", made)
-    stream = ops.like("add", made, stream)
+    stream = _added(made, stream, stream_first=recipe.stream_first[0])
     made = stream
     if build.weight(f"{recipe.ffn_norm}.weight", index) is not None:
         made = model.norm(stream, recipe.ffn_norm, index)
@@ -333,7 +337,11 @@ def _sequential(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> 
         made = model.norm(made, "post_ffw_norm", None if recipe.act != "halves" else index)
     if recipe.scales_residual:
         made = ops.like("scale", made)
-    return ops.like("add", made, stream)
+    return _added(made, stream, stream_first=recipe.stream_first[1])
+
+
+def _added(made: Tensor, stream: Tensor, *, stream_first: bool) -> Tensor:
+    return ops.like("add", stream, made) if stream_first else ops.like("add", made, stream)
 
 
 def _parallel(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def kind(gpu: Gpu) -> Hashable:
 
 def usable_bytes(asked: Deployment, gpu: Gpu) -> int:
     """vLLM's budget of one GPU (``request_memory``)."""
-    return ceil(gpu.total_bytes * (asked.request.gpu_memory_utilization or UTILIZATION))
+    return ceil(gpu.cuda_bytes * (asked.request.gpu_memory_utilization or UTILIZATION))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,6 +37,8 @@ class Family:
     everywhere: tuple[str, ...] = ()
     """What every pipeline stage holds, though only the first or the last needs it: ``embedding``, ``norm``, ``output``
     by a tensor's role."""
+    needs_experts: bool = False
+    """Whether every pipeline stage must have experts, if any has."""
     repeats_keys: bool = True
     """Whether there may be more tensor-parallel ranks than key heads."""
     splits_shared: bool = False
@@ -94,7 +96,9 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family(source="gemma2.py", rotary=_ROTATES, adds=(_NORMALIZER,), everywhere=_ENDS),
     "gemma3_text": Family(source="gemma3.py", rotary=_BY_KIND, adds=(_NORMALIZER,), everywhere=_ENDS),
     "glm": _through_transformers(_HALF),
-    "glm4_moe": Family(source="glm4_moe.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS), splits_shared=True),
+    "glm4_moe": Family(
+        source="glm4_moe.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS), splits_shared=True, needs_experts=True
+    ),
     "gpt2": Family(source="gpt2.py", everywhere=_ENDS),
     "gpt_neox": _through_transformers(_QUARTER),
     "gpt_oss": Family(
@@ -113,8 +117,8 @@ FAMILIES: Mapping[str, Family] = {
         source="minimax_m2.py", rotary=_HALF, float32=("mlp.gate.weight", _BIAS), splits_head_norms=True
     ),
     "mistral": Family(source="mistral.py", rotary=_ROTATES),
-    "mixtral": Family(source="mixtral.py", rotary=_ROTATES, everywhere=_ALL),
-    "nemotron_h": Family(source="nemotron_h.py", float32=("mixer.A_log", _BIAS), everywhere=_ALL),
+    "mixtral": Family(source="mixtral.py", rotary=_ROTATES, everywhere=_ALL, needs_experts=True),
+    "nemotron_h": Family(source="nemotron_h.py", float32=("mixer.A_log", _BIAS), everywhere=_ALL, needs_experts=True),
     "olmo2": _through_transformers(_ROTATES),
     "olmo3": _through_transformers(_BY_KIND),
     "opt": Family(source="opt.py", everywhere=_ENDS),
@@ -124,14 +128,24 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family(source="qwen2.py", rotary=_ROTATES),
     "qwen3": Family(source="qwen3.py", rotary=_ROTATES),
     "qwen3_5_moe_text": Family(
-        source="qwen3_5.py", rotary=_QUARTER, float32=("linear_attn.A_log",), everywhere=("embedding",)
+        source="qwen3_5.py",
+        rotary=_QUARTER,
+        float32=("linear_attn.A_log",),
+        everywhere=("embedding",),
+        needs_experts=True,
     ),
     "qwen3_5_text": Family(
         source="qwen3_5.py", rotary=_QUARTER, float32=("linear_attn.A_log",), everywhere=("embedding",)
     ),
-    "qwen3_moe": Family(source="qwen3_moe.py", rotary=_ROTATES, online_router=True, everywhere=_ALL),
+    "qwen3_moe": Family(
+        source="qwen3_moe.py", rotary=_ROTATES, online_router=True, everywhere=_ALL, needs_experts=True
+    ),
     "qwen3_next": Family(
-        source="qwen3_next.py", rotary=_QUARTER, float32=("linear_attn.A_log",), everywhere=("embedding", "output")
+        source="qwen3_next.py",
+        rotary=_QUARTER,
+        float32=("linear_attn.A_log",),
+        everywhere=("embedding", "output"),
+        needs_experts=True,
     ),
     "seed_oss": _through_transformers(_ROTATES),
     "smollm3": _through_transformers(_ROTATES),

@@ -65,6 +65,8 @@ def repacked(
         packed += [replace(s, format=router) for s in served if s.group.role == "router" and len(s.group.shape) == 2]
     for s in packed:
         kernel, group_size = _kernel(model, s, capability)
+        if online and kernel.group:  # whole blocks are made of what a rank has
+            kernel = replace(kernel, pads=(1, kernel.group), uneven=None)
         change = _held(s.group, kernel, group_size, serving, model) - s.bytes
         sums[s.format] = sums.get(s.format, 0) + change
         for bias in (other for other in served if other.group.name == f"{s.group.name}_bias"):

@@ -60,6 +60,12 @@ def rank_of(model: Model, family: Family, served: Iterable[ServedGroup], degrees
 
 
 def _require_known(model: Model, family: Family, degrees: Degrees) -> None:
+    first, end = pipeline_spans(len(model.geometry.layers), degrees.pipeline)[degrees.stage]
+    if family.needs_experts and _has_experts(model.geometry.layers) > _has_experts(model.geometry.layers[first:end]):
+        raise UllageError(
+            f"vLLM 0.33 does not load layers {first} to {end - 1} of {model.id} alone: they have no experts",
+            hint="use fewer pipeline stages",
+        )
     if not family.repeats_keys:
         heads = min(layer.mixer.kv_heads for layer in model.geometry.layers if isinstance(layer.mixer, Attention))
         if degrees.tensor > heads:
@@ -67,6 +73,10 @@ def _require_known(model: Model, family: Family, degrees: Degrees) -> None:
                 f"vLLM 0.33 does not repeat the {heads} key heads of a {model.geometry.model_type} model on more ranks",
                 hint=f"--tensor-parallel-size up to {heads}",
             )
+
+
+def _has_experts(layers: Iterable[Layer]) -> bool:
+    return any(isinstance(layer.feed_forward, MixtureOfExperts) for layer in layers)
 
 
 def _on_stage(model: Model, family: Family, served: ServedGroup, degrees: Degrees) -> ServedGroup | None:

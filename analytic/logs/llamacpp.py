@@ -69,7 +69,7 @@ _FIT = re.compile(r"(?:params_fit|fit_params)(?:_impl)?: ")
 HINTS = (
     *(" MiB", " GiB (", "n_ctx", "batch ", "n_seq_max", "flash_attn", "Flash Attention", "kv_unified", "causal_attn"),
     *("build", "version: ", "meta data with", "loading model '", "general.name", "ftype", "file type", "n_rs_seq"),
-    *("  Device ", "layers to GPU", "fit_params", "params_fit", "n_outputs_max"),
+    *("  Device ", "layers to GPU", "fit_params", "params_fit", "n_outputs_max", "breakdown"),
 )
 """Every line of interest has one of these."""
 
@@ -102,7 +102,7 @@ def _read_line(line: Line, runs: list[_Run]) -> None:
     text = line.text
     build, loaded = _BUILD.search(text), _LOADED.search(text)
     facts = list(found(line, FIGURES, ""))
-    is_setting = _SETTINGS.search(text) or any(pattern.search(text) for pattern in _DEVICES[:2])
+    is_setting = any(pattern.search(text) for pattern in (_SETTINGS, _MODEL, _FILE_TYPE, *_DEVICES[:2]))
     if not (build or loaded or facts or is_setting or runs):
         return
     run = _run_of(line, build, loaded, runs)

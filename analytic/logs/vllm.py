@@ -110,7 +110,8 @@ def _run_of(
 ) -> _Run:
     """The run that a line belongs to: by its process where that is known, else the one that began last."""
     pid = _identifier(process) if process else None
-    if banner and len(waiting := [run for run in runs if run.server and not run.banners]) > 1:
+    waiting = [run for run in runs if run.server and not run.banners]
+    if banner and waiting and waiting != [runs[-1]]:
         return _waiting_for(pairs(banner["config"] or "", "=").get("model"), waiting)
     if not runs or _begins(runs[-1], process, bool(banner), is_server):
         runs.append(_Run(first=line.number, server=pid if is_server else None))
@@ -138,11 +139,11 @@ def _begins(last: _Run, process: re.Match[str] | None, is_engine: bool, is_serve
 def _waiting_for(model: object, waiting: list[_Run]) -> _Run:
     """Of several servers that have no engine yet, the one that asked for its model."""
     same = [run for run in waiting if model in (run.asked.get("model"), run.asked.get("model_tag"))]
-    if len(same) != 1:
-        raise _interleaved(waiting[0], waiting[1])
-    for run in waiting:
+    if not same or any(run.asked != same[-1].asked for run in same):
+        raise _interleaved(waiting[0], waiting[-1])
+    for run in waiting if len(waiting) > 1 else ():
         run.is_mixed = True
-    return same[0]
+    return same[-1]
 
 
 def _require_apart(runs: list[_Run]) -> None:

@@ -58,7 +58,7 @@ HINTS = (
         "cache memory in",
     ),
     *("Starting to load", "max_num_batched_tokens=", "max model len", "block size to", "backend", "device_name="),
-    "Encoder cache",
+    *("Encoder cache", "gpu_memory_utilization"),
 )
 """Every line of interest has one of these."""
 
