@@ -28,10 +28,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from llamacpp_runs import _GRANITE, _HEADS, _MISSING, _NORM, _PLAIN, _RMS, _SHAPE, _block
 from made_gguf import LLAMA, Tensors, write_gguf
 
 from analytic.formats.gguf_mixtures import quantized
@@ -182,6 +183,11 @@ class Probe:
         shared = ["gcc", "-shared", "-fPIC", f"-I{headers}", folder / "several.c", "-ldl", "-o", self.several]
         subprocess.run(shared, check=True)
 
+    def log(self, path: Path) -> str:
+        """What loading a file prints."""
+        command, line = [str(self.program), str(path), ""], "ctx_size=512\n"
+        return subprocess.run(command, input=line, capture_output=True, text=True, errors="replace").stderr
+
     def run(self, path: Path, runs: list[dict[str, Any]], *, gpus: int) -> list[dict[str, list[int]]]:
         """Model, context and compute bytes of each buffer type; nothing where llama.cpp refuses."""
         preloaded = {"LD_PRELOAD": f"{self.several} {self.null / 'libnullcuda.so'}", "LD_LIBRARY_PATH": str(self.null)}
@@ -246,6 +252,76 @@ CATALOGUE: dict[str, str | None] = {
 }
 """Models of the catalogue, whole, and their mixtures; None as converted."""
 
+_MAMBA = {"ssm.conv_kernel": 4, **_RMS, "attention.head_count": 0, "feed_forward_length": 0, "context_length": 65536}
+_HYBRID = {"attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": 128, "context_length": 131072}
+
+FILES: dict[str, dict[str, Any]] = {
+    "gpt-oss": {
+        **{**LLAMA, **_HEADS, "block_count": 6, "embedding_length": 2880, "vocab_size": 201088},
+        **{"attention.head_count": 64, "attention.head_count_kv": 8, "attention.sliding_window": 128},
+        **{"expert_count": 32, "expert_used_count": 4, "expert_feed_forward_length": 2880, "feed_forward_length": 2880},
+    },
+    "mamba": {
+        **{**_MAMBA, "block_count": 4, "embedding_length": 2560, "vocab_size": 50280},
+        **{"ssm.inner_size": 5120, "ssm.state_size": 16, "ssm.time_step_rank": 160},
+    },
+    "mamba2": {
+        **{**_MAMBA, "block_count": 4, "embedding_length": 4096, "vocab_size": 32768},
+        **{"ssm.inner_size": 8192, "ssm.state_size": 128, "ssm.time_step_rank": 128, "ssm.group_count": 8},
+    },
+    "falcon-h1": {
+        **{**_HYBRID, "block_count": 4, "embedding_length": 3072, "feed_forward_length": 12288, "vocab_size": 130048},
+        **{"attention.head_count": 12, "attention.head_count_kv": 2, "ssm.conv_kernel": 4, "ssm.group_count": 1},
+        **{"attention.key_length": 128, "attention.value_length": 128},
+        **{"ssm.inner_size": 3072, "ssm.state_size": 256, "ssm.time_step_rank": 24},
+    },
+    "granitehybrid": {
+        **{**_HYBRID, **_GRANITE, "block_count": 6, "embedding_length": 1536, "vocab_size": 100352},
+        **{"feed_forward_length": 512, "attention.head_count": 12, "attention.head_count_kv": [0, 0, 4, 0, 0, 4]},
+        **{"expert_count": 64, "expert_used_count": 6, "expert_shared_feed_forward_length": 1024},
+        **{"ssm.inner_size": 3072, "ssm.state_size": 128, "ssm.time_step_rank": 48, "ssm.group_count": 1},
+        **{"ssm.conv_kernel": 4},
+    },
+    "lfm2": {
+        **{**LLAMA, "block_count": 6, "embedding_length": 2048, "feed_forward_length": 8192, "vocab_size": 65536},
+        **{"attention.head_count": 32, "attention.head_count_kv": [0, 0, 8, 0, 0, 8], "shortconv.l_cache": 3},
+    },
+    "glm4": {
+        **{**LLAMA, "block_count": 4, "embedding_length": 6144, "feed_forward_length": 23040, "vocab_size": 151552},
+        **{"attention.head_count": 48, "attention.head_count_kv": 2},
+        **{"attention.key_length": 128, "attention.value_length": 128},
+    },
+    "cohere2": {
+        **{**LLAMA, **_NORM, "block_count": 8, "embedding_length": 4096, "feed_forward_length": 14336},
+        **{"vocab_size": 256000, "attention.head_count": 32, "attention.head_count_kv": 8, "logit_scale": 0.25},
+        **{"attention.key_length": 128, "attention.value_length": 128, "rope.dimension_count": 128},
+        **{"attention.sliding_window": 4096},
+    },
+    "falcon": {
+        **{**LLAMA, **_NORM, "block_count": 4, "embedding_length": 4544, "feed_forward_length": 18176},
+        **{"vocab_size": 65024, "attention.head_count": 71, "attention.head_count_kv": 1},
+    },
+    "deepseek2": {
+        **{**LLAMA, "block_count": 5, "embedding_length": 7168, "feed_forward_length": 18432, "vocab_size": 129280},
+        **{"attention.head_count": 128, "attention.head_count_kv": 1, "attention.q_lora_rank": 1536},
+        **{"attention.kv_lora_rank": 512, "attention.key_length": 576, "attention.value_length": 512},
+        **{"attention.key_length_mla": 192, "attention.value_length_mla": 128, "leading_dense_block_count": 3},
+        **{"expert_count": 256, "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1},
+        **{"expert_weights_scale": 2.5, "expert_gating_func": 2, "expert_weights_norm": True},
+        **{"expert_group_count": 8, "expert_group_used_count": 4},
+    },
+}
+"""Metadata of published models of the architectures that the catalogue or the converter lacks, with fewer layers:
+gpt-oss 20B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414, Command R7B,
+Falcon 7B, DeepSeek V3."""
+
+_UNASKED: dict[str, Tensors] = {
+    "falcon-h1": {f"blk.{layer}.ssm_conv1d.bias": ("F32", (3072 + 2 * 256,)) for layer in range(4)},
+    "granitehybrid": {f"blk.{layer}.ssm_conv1d.bias": ("F32", (3072 + 2 * 128,)) for layer in (0, 1, 3, 4)},
+    "deepseek2": {f"blk.{layer}.exp_probs_b.bias": ("F32", (256,)) for layer in (3, 4)},
+}
+"""Tensors that llama.cpp takes but does not miss."""
+
 _SPREAD: tuple[dict[str, Any], ...] = (
     {"ctx_size": 4096},
     {"ctx_size": 32768, "ubatch_size": 2048, "max_outputs": 2048},
@@ -279,16 +355,40 @@ def quantised_file(name: str, mixture: str | None, folder: Path) -> tuple[Path, 
     if mixture is not None:
         made = quantized(made, mixture, facts_of(model))
     theirs = {tensor.name: tuple(int(size) for size in tensor.shape[::-1]) for tensor in reader.tensors}
-    assert {tensor.name: tensor.shape for tensor in made} == theirs, name
+    assert {tensor.name: prod(tensor.shape) for tensor in made} == {key: prod(size) for key, size in theirs.items()}
     metadata = {}
     prefix = reader.fields["general.architecture"].contents() + "."
     for key, value in reader.fields.items():
         if key.startswith(prefix):
             metadata[key.removeprefix(prefix)] = value.contents()
-    by_name = {tensor.name: (tensor.type.name, tensor.shape) for tensor in made}
-    path = write_gguf(folder / "model.gguf", prefix[:-1], metadata, {name: by_name[name] for name in theirs})
+    types = {tensor.name: tensor.type.name for tensor in made}
+    tensors = {key: (types[key], size) for key, size in theirs.items()}
+    path = write_gguf(folder / "model.gguf", prefix[:-1], metadata, tensors)
     plain.unlink()
     return path, any("_exps" in tensor for tensor in theirs)
+
+
+def discovered(probe: Probe, architecture: str, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors that llama.cpp wants of a file of `FILES`, by its own errors (see llamacpp_runs)."""
+    metadata = FILES[architecture]
+    tensors = {"token_embd.weight": ("F16", (metadata["vocab_size"], metadata["embedding_length"]))}
+    tensors |= _UNASKED.get(architecture, {})
+    for _ in range(900):
+        log = probe.log(write_gguf(path, architecture, metadata, tensors))
+        if shape := _SHAPE.search(log):
+            sizes = tuple(int(n) for n in shape[2].split(","))
+            while len(sizes) > 1 and sizes[-1] == 1:
+                sizes = sizes[:-1]
+            plain = len(sizes) == 1 or _PLAIN.search(shape[1])
+            tensors[shape[1]] = ("F32" if plain else "F16", sizes[::-1])
+        elif missing := _MISSING.search(log):
+            alike = (name for name in tensors if _block(name) == _block(missing[1]))
+            tensors[missing[1]] = tensors.get(next(alike, ""), ("F32", (1,)))
+        elif "n_ctx_seq" in log:
+            return tensors
+        else:
+            raise RuntimeError(f"{architecture}: {log[-500:]}")
+    raise RuntimeError(f"{architecture}: no end of tensors")
 
 
 def record(sources: Path, build: Path, cuda: Path, null: Path, only: list[str]) -> None:
@@ -305,6 +405,15 @@ def record(sources: Path, build: Path, cuda: Path, null: Path, only: list[str]) 
             path.unlink()
             _save(known)
             print(own, known["catalogue"][own]["runs"][0], file=sys.stderr)
+        for own, metadata in FILES.items():
+            if only and own not in only:
+                continue
+            path = folder / "model.gguf"
+            tensors = discovered(probe, own, path)
+            runs = _runs(probe, path, "expert_count" in metadata)
+            known["files"][own] = {"tensors": tensors, "runs": runs}
+            _save(known)
+            print(own, runs[0], file=sys.stderr)
 
 
 def _runs(probe: Probe, path: Path, experts: bool) -> list[list[Any]]:

@@ -12,8 +12,9 @@ is computed here, they are PyTorch's own counters of bytes requested:
 ``allocated``  the peak of both as the caching allocator counts it, which is what vLLM subtracts
 ``largest``  the largest tensors alive at the peak of the pass: bytes, and where they were made
 
-Views of pinned host memory, which that device copies, are no part of ``runner``. Kernels of FlashInfer are not there, its Python is: what it allocates is what Python allocates. Several ranks are
-torch's fake process group; what a collective returns is a new tensor, as NCCL's communicator of vLLM makes it.
+Views of pinned host memory, which that device copies, are no part of ``runner``. Kernels of FlashInfer are not there,
+its Python is, which allocates for them. Several ranks are torch's fake process group; what a collective returns is a
+new tensor, as NCCL's communicator of vLLM makes it.
 
 Run by hand, in the environment and with the driver of record_vllm_weights.py, of which one function must answer more,
 since kernels are launched here that are only compiled there:
@@ -41,10 +42,10 @@ FILE = Path(__file__).parent / "data" / "vllm_peaks.json"
 FOLDER = Path(tempfile.gettempdir()) / "vllm-peaks"
 
 DENSE = (
-    *("llama-3.1-8b", "llama-2-7b", "qwen2.5-7b", "qwen3-8b", "gemma-7b", "gemma-2-9b", "gemma-3-1b", "mistral-7b-v0.3"),
-    *("phi-3-mini", "phi-2", "glm-4-9b", "granite-3.3-8b", "olmo-2-7b", "starcoder2-7b", "command-r", "opt-1.3b", "gpt2"),
+    *("llama-3.1-8b", "llama-2-7b", "qwen2.5-7b", "qwen3-8b", "gemma-7b", "gemma-2-9b", "gemma-3-1b", "phi-3-mini"),
+    *("phi-2", "glm-4-9b", "granite-3.3-8b", "olmo-2-7b", "starcoder2-7b", "command-r", "opt-1.3b", "gpt2"),
     *("apertus-8b", "falcon-7b", "stablelm-2-1.6b", "pythia-6.9b", "bloom-176b", "gpt-j-6b", "hunyuan-7b", "olmo-3-7b"),
-    *("seed-oss-36b", "smollm3-3b", "gemma-3-4b", "qwen2.5-0.5b"),
+    *("seed-oss-36b", "smollm3-3b", "gemma-3-4b", "qwen2.5-0.5b", "mistral-7b-v0.3"),
 )
 ROUTED = (
     *("qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "gpt-oss-20b", "glm-4.5-air"),
@@ -130,9 +131,17 @@ def enter_world(config: Any, rank: int) -> None:
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     new_group, made = dist.new_group, state.GroupCoordinator.__init__
 
-    def init(self: Any, ranks: Any, local: int, backend: str, *args: Any, **kwargs: Any) -> None:
-        name = kwargs.get("group_name") or (args[2] if len(args) > 2 else None)
-        made(self, ranks, 0, "fake", False, False, name, False)
+    def init(
+        self: Any,
+        group_ranks: Any,
+        local_rank: int,
+        torch_distributed_backend: Any,
+        use_device_communicator: bool,
+        use_message_queue_broadcaster: bool = False,
+        group_name: str | None = None,
+        use_all2all: bool = False,
+    ) -> None:
+        made(self, group_ranks, 0, "fake", False, False, group_name, False)
         self.device_communicator = Communicator(self.world_size) if self.world_size > 1 else None
 
     dist.new_group = lambda ranks=None, timeout=None, backend=None, **kwargs: new_group(ranks, backend="fake")

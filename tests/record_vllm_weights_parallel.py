@@ -79,7 +79,8 @@ def load(wanted: dict[str, Any]) -> tuple[Any, int]:
 
     parallel = {name: wanted[key] for key, name in PARALLEL.items() if key in wanted}
     if "dp" in wanted:
-        parallel |= {"data_parallel_rank": 0, "data_parallel_address": "127.0.0.1"}
+        replica = wanted.get("rank", 0) // (wanted.get("tp", 1) * wanted.get("pp", 1))
+        parallel |= {"data_parallel_rank": replica, "data_parallel_address": "127.0.0.1"}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(single.config_of(wanted)), encoding="utf-8")
         config = EngineArgs(
@@ -139,7 +140,7 @@ def cut(model: str, **request: Any) -> dict[str, Any]:
 
 def packed(model: str, name: str, **request: Any) -> dict[str, Any]:
     chosen = "format" if name in FORMATS else "quantization"
-    return cut(model, layers=LAYERS.get(model, 2), **{chosen: name}, **request)
+    return cut(model, **{"layers": LAYERS.get(model, 2), chosen: name, **request})
 
 
 def cases() -> Iterator[dict[str, Any]]:
@@ -179,6 +180,8 @@ def further() -> Iterator[dict[str, Any]]:
         yield from (cut(model, tp=ranks) for ranks in (2, 16))
         yield from (cut(model, layers=5, pp=3, rank=stage) for stage in range(3))
     yield from (cut("nemotron-3-nano-30b-a3b", layers=9, pp=3, rank=stage) for stage in range(3))
+    yield from (cut("qwen3-30b-a3b", tp=2, dp=3, ep=True, rank=rank) for rank in (0, 1, 4, 5))  # 128 experts over 6
+    yield from (cut("deepseek-v2", tp=64, ep=True, rank=rank) for rank in (0, 63))  # 160 over 64
     yield cut("kimi-k2", tp=16)
     yield cut("kimi-k2", tp=8, dp=2, ep=True)
     for model in ("qwen3-30b-a3b", "deepseek-v3", "glm-4.5-air", "gpt-oss-20b"):
@@ -204,14 +207,24 @@ def further() -> Iterator[dict[str, Any]]:
 
 
 def key_of(case: dict[str, Any]) -> str:
-    return single.key_of(case) + json.dumps([case.get(key) for key in (*PARALLEL, "rank")])
+    return single.key_of(case) + json.dumps([case.get(key) or None for key in (*PARALLEL, "rank")])
+
+
+SPANS = ((32, 2), (32, 3), (61, 4), (5, 2), (5, 3), (7, 4), (46, 4), (94, 8), (62, 5), (80, 16), (126, 4), (3, 3))
+"""Layers and stages, of which vLLM is asked for each stage's layers."""
+
+
+def spans() -> list[Any]:
+    from vllm.distributed.utils import get_pp_indices
+
+    return [[layers, size, [get_pp_indices(layers, rank, size) for rank in range(size)]] for layers, size in SPANS]
 
 
 def write(done: dict[str, dict[str, Any]]) -> None:
     """A line a case."""
     rows = ({k: v for k, v in row.items() if v != 0 and k != "tensors"} for row in done.values())
     lines = ",\n".join(compact(row) for row in rows)
-    FILE.write_text(f'{{"cases":[\n{lines}\n]}}\n', encoding="utf-8")
+    FILE.write_text(f'{{"spans":{compact(spans())},\n"cases":[\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def main() -> None:

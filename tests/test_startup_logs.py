@@ -14,8 +14,8 @@ RECORDS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "st
     "records"
 ]
 
-EXACT, SMALL = 0.0001, 0.0015
-"""Tensors below 10 MiB share segments of 20 MiB, whose rests the figure counts too."""
+EXACT, SMALL, ABOUT = 0.0001, 0.0015, 0.01
+"""Tensors below 10 MiB share segments of 20 MiB, whose rests the figure counts too, and a vision tower has many."""
 
 
 def end(mib: float) -> float:
@@ -52,21 +52,68 @@ CASES = (  # as printed, our name, quantisation, capability, MiB of ends of bloc
     ),
 )
 
-POSITIONS = {"Qwen2___5-7B-Instruct": 32_768}
-"""Of the rotary table, where the printed model's config has others than the catalogue's (max_position_embeddings)."""
+QWEN_7B_HALVES_ENDS = 28 * sum(
+    end(matrix(r, c, 16)) for r, c in ((2304, 3584), (3584, 1792), (18944, 3584), (3584, 9472))
+)
+QWEN_32B_HALVES_ENDS = 64 * sum(
+    end(matrix(r, c, 16)) for r, c in ((5120, 5120), (5120, 4096), (25600, 5120), (5120, 12800))
+)
+"""Of a rank of two."""
+
+SPLIT = (  # as printed, ranks, our name, quantisation, capability, MiB of ends of blocks, tolerance
+    ("Meta-Llama-3-8B-Instruct", 2, "llama-3-8b", None, (8, 0), 0, SMALL),
+    ("meta-llama/Meta-Llama-3-8B", 2, "llama-3-8b", None, (8, 0), 0, EXACT),
+    ("Meta-Llama-3.1-70B-Instruct", 8, "llama-3.1-70b", None, (9, 0), 0, EXACT),
+    ("sophosympatheia/Midnight-Miqu-70B-v1.0", 8, "llama-2-70b", None, (9, 0), 0, EXACT),
+    ("mistral-large2", 4, "mistral-large-2407", "fp8", (9, 0), 0, EXACT),
+    ("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", 2, "llama-3.3-70b", "fp8-dynamic", (9, 0), 0, EXACT),
+    ("Qwen2-7B-Instruct", 2, "qwen2.5-7b", None, (8, 0), QWEN_7B_HALVES_ENDS + 2 * end(matrix(76032, 3584, 16)), EXACT),
+    ("Qwen/Qwen3-32B", 2, "qwen3-32b", None, (9, 0), QWEN_32B_HALVES_ENDS + 2 * end(matrix(75968, 5120, 16)), EXACT),
+    ("Qwen/Qwen3-30B-A3B", 4, "qwen3-30b-a3b", None, (8, 0), 0, SMALL),
+    ("gpt-oss-120b", 4, "gpt-oss-120b", None, (8, 0), 0, SMALL),
+    ("deepseek-r1", 16, "deepseek-r1", None, (9, 0), 0, EXACT),
+    ("86518964eaef84e3fdd98e9861759a1384f9c29d", 16, "deepseek-v3", None, (9, 0), 0, EXACT),
+    ("Gemma-3-27b", 4, "gemma-3-27b", None, (8, 0), 0, ABOUT),
+    ("google/gemma-3-27b-it", 8, "gemma-3-27b", None, (8, 0), 0, ABOUT),
+)
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen2___5-7B-Instruct": {"max_position_embeddings": 32_768},
+    "Qwen2-7B-Instruct": {"max_position_embeddings": 32_768},
+    "sophosympatheia/Midnight-Miqu-70B-v1.0": {"max_position_embeddings": 32_764},
+    "mistral-large2": {"rope_scaling": None},
+}
+"""What the rotary table follows from, where the printed model's config differs from the catalogue's, or tells more."""
+
+BY_EXPERT = {"deepseek-r1"}
+"""Started with --enable-expert-parallel."""
 
 
-@pytest.mark.parametrize(("printed", "name", "quantization", "capability", "ends_mib", "tolerance"), CASES)
+ROWS = (*((printed, 1, *row) for printed, *row in CASES), *SPLIT)
+
+
+@pytest.mark.parametrize(("printed", "ranks", "name", "quantization", "capability", "ends_mib", "tolerance"), ROWS)
 def test_weights_are_what_vllm_printed(
-    printed: str, name: str, quantization: str | None, capability: tuple[int, int], ends_mib: float, tolerance: float
+    printed: str,
+    ranks: int,
+    name: str,
+    quantization: str | None,
+    capability: tuple[int, int],
+    ends_mib: float,
+    tolerance: float,
 ) -> None:
-    records = [r for r in RECORDS if r["model"] == printed and not r["lora"] and r["tensor_parallel_size"] == 1]
+    records = [r for r in RECORDS if r["model"] == printed and not r["lora"] and r["tensor_parallel_size"] == ranks]
     assert records
     model = resolve(name)
-    positions = POSITIONS.get(printed, model.geometry.max_position_embeddings)
-    model = replace(model, config={**model.config, "max_position_embeddings": positions})
-    dtype = "float16" if quantization == "awq" else "bfloat16"
-    (ours,) = vllm_weights(model, dtype=dtype, quantization=quantization, capability=capability)
+    model = replace(model, config={**model.config, **CONFIGS.get(printed, {})})
+    (ours,) = vllm_weights(
+        model,
+        dtype="float16" if quantization == "awq" else "bfloat16",
+        quantization=quantization,
+        capability=capability,
+        tensor_parallel_size=ranks,
+        enable_expert_parallel=printed in BY_EXPERT,
+    )
     for record in records:
         said = gib(record["weights"])
         half_a_digit = 0.5 * 10 ** -len(record["weights"].split(".")[1].rstrip("GiB "))

@@ -199,6 +199,15 @@ class _Placing:
         by_name = {tensor.name: tensor for tensor in self.file.tensors}
         return (by_name.get("output.weight") or by_name["token_embd.weight"]).shape[-2]
 
+    @property
+    def mamba2(self) -> bool:
+        """Whether decays are of heads, which files write as rows of one element."""
+        return any(
+            isinstance(mixer, Recurrent) and mixer.kind == "mamba2"
+            for layer in self.file.geometry.layers
+            for mixer in (layer.mixer, layer.recurrent)
+        )
+
     def weights(self) -> Mapping[str, Tensor]:
         """By name as `Builder` asks: a tied head as the head, rotary factors once a layer."""
         placed = placed_tensors(
@@ -217,7 +226,10 @@ class _Placing:
                 name = f"rope@{one.layer}"
             elif name == "token_embd.weight" and one.layer is not None:
                 name = "output.weight"
-            weight = ops.held(one.tensor.type, *one.tensor.shape[::-1], place=place, is_weight=True)
+            shape = one.tensor.shape[::-1]
+            if one.tensor.module == "ssm_a" and self.mamba2:
+                shape = (1, *shape) if len(shape) == 1 else shape
+            weight = ops.held(one.tensor.type, *shape, place=place, is_weight=True)
             made[name] = shared.setdefault((one.tensor.name, place), weight)
         return made
 

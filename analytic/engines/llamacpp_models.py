@@ -45,8 +45,9 @@ class Recipe:
     """Logits go through a tanh."""
     score_softcap: bool = False
     """Attention's scores go through a tanh."""
-    rows_at_end: bool = False
-    """The last layer runs on every token; only then the wanted ones are taken."""
+    rows: str = "last layer"
+    """Where the wanted tokens are taken from the rest: in the last layer, or ``before norm`` or ``after norm`` at its end,
+    where the rows of all tokens are kept for a prediction layer."""
     position_axes: int = 1
     """Numbers of a token's position."""
     repeats_keys: bool = False
@@ -60,7 +61,7 @@ class Recipe:
 
 _GEMMA = Recipe(act="geglu", scales_query=True, scales_embedding=True)
 _CLASSIC = Recipe(norm="norm", act="gelu")
-_DELTA = Recipe(gated_attention=True, ffn_norm="post_attention_norm", rows_at_end=True)
+_DELTA = Recipe(gated_attention=True, ffn_norm="post_attention_norm", rows="after norm")
 _GRANITE = Recipe(scales_embedding=True, scales_residual=True, scales_logits=True)
 _COMMAND = Recipe(norm="norm", flow="parallel", scales_logits=True)
 _POST_NORM = Recipe(ffn_norm="post_attention_norm")
@@ -77,7 +78,7 @@ RECIPES: Mapping[str, Recipe] = {
     "gemma2": replace(_GEMMA, softcap=True, score_softcap=True),
     "gemma3": _GEMMA,
     "gpt-oss": replace(
-        _POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows_at_end=True
+        _POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows="before norm"
     ),
     "deepseek2": Recipe(normed=False),
     "glm4moe": _POST_NORM,
@@ -100,8 +101,8 @@ RECIPES: Mapping[str, Recipe] = {
     "cohere2": _COMMAND,
     "mamba": _SINGLE,
     "mamba2": _SINGLE,
-    "nemotron_h": replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", rows_at_end=True),
-    "nemotron_h_moe": replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", rows_at_end=True),
+    "nemotron_h": replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", rows="after norm"),
+    "nemotron_h_moe": replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", rows="after norm"),
     "falcon-h1": Recipe(flow="beside"),
     "qwen3next": replace(_DELTA, repeats_keys=True),
     "qwen35": replace(_DELTA, position_axes=4),
@@ -153,22 +154,19 @@ class ModelGraph:
         flow = _FLOWS[recipe.flow]
         for index, layer in enumerate(self.geometry.layers):
             stream = flow(self, index, layer, stream)
-        if recipe.rows_at_end and recipe.gating == "softmax_weight":  # gpt-oss takes them before its last norm
+        if recipe.rows == "before norm":
+            stream.is_output = True
             (stream,) = build.rows(self.wanted, stream)
-        self._head(stream)
-
-    def _head(self, stream: Tensor) -> None:
-        build, recipe = self.builder, self.recipe
-        late = self.wanted if recipe.rows_at_end and recipe.gating != "softmax_weight" else None
         name = "token_embd_norm" if build.weight("output_norm.weight") is None else "output_norm"
         made = build.norm(stream, name, None, kind=recipe.norm)
-        if late is not None:
-            (made,) = build.rows(late, made)
+        if recipe.rows == "after norm":
+            made.is_output = True
+            (made,) = build.rows(self.wanted, made)
         build.logits(made, softcap=recipe.softcap, scaled=recipe.scales_logits)
 
     def is_last(self, index: int) -> bool:
         """Whether only the wanted tokens go on from the mixer of this layer."""
-        return index == len(self.geometry.layers) - 1 and not self.recipe.rows_at_end
+        return index == len(self.geometry.layers) - 1 and self.recipe.rows == "last layer"
 
     def norm(self, source: Tensor, module: str, layer: int | None) -> Tensor:
         """With the architecture's kind."""

@@ -187,10 +187,16 @@ def module_tree(model: Model, sizes: Mapping[str, float], buffers: Collection[st
     return ModuleTree(
         architecture=architecture,
         rows=row["modules"],
-        tied={name: other for name, other in row["tied"].items() if name not in sizes and other in sizes},
+        tied=tied_parameters(architecture, sizes),
         sizes=sizes,
         buffers=buffers,
     )
+
+
+def tied_parameters(architecture: str, names: Collection[str]) -> dict[str, str]:
+    """Parameters of a class that share another's storage, to the other: what it ties and ``names`` lacks."""
+    tied = _rows()[architecture]["tied"] if architecture in _rows() else {}
+    return {name: other for name, other in tied.items() if name not in names and other in names}
 
 
 def expanded(group: TensorGroup) -> Iterator[str]:

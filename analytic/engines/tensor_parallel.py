@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from math import prod
 
+from analytic.engines.module_tree import tied_parameters
 from analytic.errors import UllageError, UsageError
 from analytic.formats.table import itemsize
 from analytic.models.geometry import Attention, FeedForward, Geometry, LatentAttention, Layer, MixtureOfExperts
@@ -169,10 +170,15 @@ def _obstacle(model: Model, degree: int) -> str | None:
         for what, heads in _divided_heads(layer, split):
             if heads % degree:
                 return f"{heads} {what} heads"
-    for group in model.tensors:
+    groups = {group.name: group for group in model.tensors}
+    for name, group in groups.items():
         cut = _cut(style_of(group, plan), group)
         if cut is not None and _part(group.shape, cut, degree, degree - 1)[cut[0]] == 0:
-            return f"{group.name} leaves the last rank nothing"
+            return f"{name} leaves the last rank nothing"
+    for name, other in tied_parameters(model.architecture, groups).items():
+        alias = replace(groups[other], name=name)
+        if _cut(style_of(alias, plan), alias) != _cut(style_of(groups[other], plan), groups[other]):
+            return f"{name} is tied to {other}, which the plan does not divide in the same way"
     return None
 
 

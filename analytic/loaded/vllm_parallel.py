@@ -1,4 +1,4 @@
-"""How many GPUs vLLM spreads a model over, and which of its layers, heads and experts one of them gets.
+"""How many GPUs vLLM spreads a model over, which of its layers one of them gets, and what a part of a tensor is.
 
 After vLLM 0.33: ``distributed/utils.py`` (pipeline stages), ``layers/fused_moe/config.py`` (experts).
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analytic.errors import UllageError
-from analytic.models.geometry import MixtureOfExperts
+from analytic.models.geometry import Geometry, MixtureOfExperts
 from analytic.models.model import Model
 
 LONGEST = 1024
@@ -108,3 +108,39 @@ def degrees_of(
         by_expert=enable_expert_parallel and tensor_parallel_size * data_parallel_size > 1,
         data=data_parallel_size if is_routed else 1,
     )
+
+
+class UnevenError(Exception):
+    """Something does not divide among the ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank holds of a tensor."""
+
+    shape: tuple[int, ...]
+    why: str = ""
+    """Why it is no even part; empty where it is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """What a rule may ask for."""
+
+    geometry: Geometry
+    degrees: Degrees
+    splits_shared: bool
+    """Whether shared experts are split where ranks share out the experts' tokens."""
+    head_norms: bool
+    """Whether norms over all heads are split with them."""
+
+
+def divided(count: int, ranks: int, what: str) -> int:
+    """``count / ranks``.
+
+    Raises:
+        UnevenError: it is not whole.
+    """
+    if count % ranks:
+        raise UnevenError(f"{count:,} {what}")
+    return count // ranks

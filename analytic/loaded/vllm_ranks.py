@@ -1,15 +1,15 @@
 """What one of vLLM's ranks has of a model: the layers of its pipeline stage, and of each tensor its part."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from analytic.errors import UllageError
 from analytic.loaded import Change
 from analytic.loaded.vllm_families import Family
-from analytic.loaded.vllm_parallel import LONGEST, Degrees, pipeline_spans
-from analytic.loaded.vllm_shards import Part, UnevenError, World, is_vision, local_heads, part, require_heads
+from analytic.loaded.vllm_parallel import LONGEST, Degrees, Part, UnevenError, World, pipeline_spans
+from analytic.loaded.vllm_shards import is_vision, local_heads, part, require_heads
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, MixtureOfExperts
 from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
@@ -109,8 +109,8 @@ def _cut(model: Model, family: Family, stage: Sequence[ServedGroup], degrees: De
         UnevenError: something does not divide.
     """
     if degrees.tensor == degrees.data == 1:
-        return [Part(s.group.shape, s.group.copies) for s in stage]
-    require_heads(model.geometry, degrees.tensor)
+        return [Part(s.group.shape) for s in stage]
+    require_heads(model.geometry, _vision_heads(model), degrees.tensor)
     world = World(
         geometry=model.geometry,
         degrees=degrees,
@@ -121,6 +121,15 @@ def _cut(model: Model, family: Family, stage: Sequence[ServedGroup], degrees: De
     for s, own in zip(stage, parts, strict=True):
         _require_groups(s, own)
     return parts
+
+
+def _vision_heads(model: Model) -> int:
+    """0 without a vision tower."""
+    vision = model.config.get("vision_config")
+    if not isinstance(vision, Mapping):
+        return 0
+    heads = vision.get("num_attention_heads") or vision.get("num_heads")
+    return heads if isinstance(heads, int) else 0
 
 
 _GROUP = re.compile(r"(?:-g(?P<group>\d+))|(?P<block>-128x128)")
@@ -151,12 +160,12 @@ def _impossible(model: Model, cut: Callable[[Degrees], object], degrees: Degrees
         except UnevenError:
             continue
         possible.append(str(ranks))
-    ranks = f"{degrees.tensor} tensor-parallel ranks"
+    among = f"{degrees.tensor} tensor-parallel ranks"
     if degrees.data > 1:
-        ranks += f" of {degrees.data} data-parallel ones"
+        among += f" of {degrees.data} data-parallel ones"
     said = ", ".join(possible[:16])
     return UllageError(
-        f"{model.id}: {what} do not divide among {ranks}",
+        f"{model.id}: {what} do not divide among {among}",
         hint=f"--tensor-parallel-size may be {said}" if possible else "choose a smaller --data-parallel-size",
     )
 
@@ -171,7 +180,7 @@ def _most(model: Model) -> int:
 
 def _scaled(served: ServedGroup, part: Part) -> ServedGroup:
     """A part of a group; of a packed one the bytes are but in proportion, and its kernel's row corrects them."""
-    group = replace(served.group, shape=part.shape, copies=part.copies)
+    group = replace(served.group, shape=part.shape)
     return replace(served, group=group, each_bytes=served.each_bytes * group.elements // (served.group.elements or 1))
 
 

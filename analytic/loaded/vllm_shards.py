@@ -5,11 +5,11 @@ After vLLM 0.33: ``layers/linear.py`` (column, row and QKV parallel), ``layers/v
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from analytic.errors import UllageError
-from analytic.loaded.vllm_parallel import Degrees
-from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent
+from analytic.loaded.vllm_parallel import Part, UnevenError, World, divided
+from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, Recurrent
 from analytic.models.inventory import TensorGroup
 from analytic.quantity import round_up
 
@@ -27,44 +27,7 @@ VISION = "parts of the vision tower on every rank"
 EXPERTS = "experts that do not divide among ranks"
 
 
-class UnevenError(Exception):
-    """Something does not divide among the ranks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one rank holds of a tensor."""
-
-    shape: tuple[int, ...]
-    copies: int
-    why: str = ""
-    """Why it is no even part; empty where it is one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class World:
-    """What a rule may ask for."""
-
-    geometry: Geometry
-    degrees: Degrees
-    splits_shared: bool
-    """Whether shared experts are split where ranks share out the experts' tokens."""
-    head_norms: bool
-    """Whether norms over all heads are split with them."""
-
-
 _Rule = Callable[[TensorGroup, World], Part]
-
-
-def divided(count: int, ranks: int, what: str) -> int:
-    """``count / ranks``.
-
-    Raises:
-        UnevenError: it is not whole.
-    """
-    if count % ranks:
-        raise UnevenError(f"{count:,} {what}")
-    return count // ranks
 
 
 def _leaf(group: TensorGroup) -> tuple[str, bool]:
@@ -86,34 +49,47 @@ def _out_axis(group: TensorGroup) -> int:
 
 
 def _whole(why: str) -> _Rule:
-    return lambda group, world: Part(group.shape, group.copies, why)
+    return lambda group, world: Part(group.shape, why)
 
 
 def _outputs(group: TensorGroup, world: World) -> Part:
     axis = _out_axis(group)
     size = divided(group.shape[axis], world.degrees.tensor, f"outputs of {_leaf(group)[0]}")
-    return Part(_replaced(group.shape, axis, size), group.copies)
+    return Part(_replaced(group.shape, axis, size))
 
 
 def _inputs(group: TensorGroup, world: World) -> Part:
     name, is_bias = _leaf(group)
     if is_bias:
-        return Part(group.shape, group.copies, BIASES)
+        return Part(group.shape, BIASES)
     axis = 1 - _out_axis(group)
     size = divided(group.shape[axis], world.degrees.tensor, f"inputs of {name}")
-    return Part(_replaced(group.shape, axis, size), group.copies)
+    return Part(_replaced(group.shape, axis, size))
 
 
 def _joined(group: TensorGroup, world: World) -> Part:
     """Gates and ups in one: each is split."""
     axis = _out_axis(group)
     size = 2 * divided(group.shape[axis] // 2, world.degrees.tensor, f"outputs of each half of {_leaf(group)[0]}")
-    return Part(_replaced(group.shape, axis, size), group.copies)
+    return Part(_replaced(group.shape, axis, size))
+
+
+def _unknown(group: TensorGroup) -> UllageError:
+    return UllageError(f"how vLLM splits {group.name} over GPUs is not known", hint="use --tensor-parallel-size 1")
+
+
+def _layer(group: TensorGroup, world: World) -> Layer:
+    """The first of the group's layers; all have the same shape."""
+    index = (group.layers or (0,))[0]
+    if index >= len(world.geometry.layers):
+        raise _unknown(group)
+    return world.geometry.layers[index]
 
 
 def _attention(group: TensorGroup, world: World) -> Attention:
-    mixer = world.geometry.layers[(group.layers or (0,))[0]].mixer
-    assert isinstance(mixer, Attention)
+    mixer = _layer(group, world).mixer
+    if not isinstance(mixer, Attention):
+        raise _unknown(group)
     return mixer
 
 
@@ -133,7 +109,7 @@ def _keys(group: TensorGroup, world: World) -> Part:
     axis = _out_axis(group)
     each = divided(group.shape[axis], heads, f"outputs of {_leaf(group)[0]} among {heads} heads")
     size = each * local_heads(heads, ranks)
-    return Part(_replaced(group.shape, axis, size), group.copies, KEYS if heads < ranks else "")
+    return Part(_replaced(group.shape, axis, size), KEYS if heads < ranks else "")
 
 
 def _queries_keys_values(group: TensorGroup, world: World) -> Part:
@@ -142,46 +118,46 @@ def _queries_keys_values(group: TensorGroup, world: World) -> Part:
     axis = _out_axis(group)
     each = divided(group.shape[axis], mixer.heads + 2 * mixer.kv_heads, f"outputs of {_leaf(group)[0]} among heads")
     heads = divided(mixer.heads, ranks, "query heads") + 2 * local_heads(mixer.kv_heads, ranks)
-    return Part(_replaced(group.shape, axis, each * heads), group.copies, KEYS if mixer.kv_heads < ranks else "")
+    return Part(_replaced(group.shape, axis, each * heads), KEYS if mixer.kv_heads < ranks else "")
 
 
-def _mamba2(group: TensorGroup, world: World) -> Part:
-    """Beside outputs by head, keys and queries of the state by group: one group is repeated, more must divide."""
-    ranks, layer = world.degrees.tensor, world.geometry.layers[(group.layers or (0,))[0]]
+def _by_state(group: TensorGroup, world: World) -> Part:
+    """Beside outputs by head, keys and queries of the state by group: Mamba 2 repeats one group, more must divide."""
+    ranks, layer = world.degrees.tensor, _layer(group, world)
     mixer = layer.recurrent or layer.mixer
-    assert isinstance(mixer, Recurrent)
-    if mixer.kind != "mamba2":
-        return _outputs(group, world)
+    if not isinstance(mixer, Recurrent) or not mixer.inner_size or not mixer.state_elements // mixer.inner_size:
+        raise _unknown(group)
     divided(mixer.heads or ranks, ranks, "heads of the state")
     size = mixer.state_elements // mixer.inner_size
     groups = (mixer.conv_channels - mixer.inner_size) // (2 * size)
-    if groups % ranks and groups != 1:
-        raise UnevenError(f"{groups} groups of the state")
-    repeated = 2 * size * (ranks - 1) if groups == 1 else 0
+    repeats = mixer.kind == "mamba2" and groups == 1
+    if groups % ranks and not repeats:
+        raise UnevenError(f"{groups} groups of keys of the state")
+    repeated = 2 * size * (ranks - 1) if repeats else 0
     rows = divided(group.shape[0] + repeated, ranks, f"outputs of {_leaf(group)[0]}")
-    return Part(_replaced(group.shape, 0, rows), group.copies, GROUPS if repeated else "")
+    return Part(_replaced(group.shape, 0, rows), GROUPS if repeated else "")
 
 
 def _head_norm(group: TensorGroup, world: World) -> Part:
     """Of all queries or all keys at once, where the model's file splits it."""
     if not world.head_norms:
-        return Part(group.shape, group.copies, NORMS)
+        return Part(group.shape, NORMS)
     return _outputs(group, world) if _leaf(group)[0] == "q_norm" else _keys(group, world)
 
 
 def _state_norm(group: TensorGroup, world: World) -> Part:
-    layer = world.geometry.layers[(group.layers or (0,))[0]]
+    layer = _layer(group, world)
     mixer = layer.recurrent or layer.mixer
     is_wide = isinstance(mixer, Recurrent) and mixer.kind == "mamba2" and ".mixer.norm." in group.name
-    return _outputs(group, world) if is_wide else Part(group.shape, group.copies, NORMS)
+    return _outputs(group, world) if is_wide else Part(group.shape, NORMS)
 
 
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj", "sinks"), _outputs),
     **dict.fromkeys(("fc1", "fc_in", "c_fc", "dense_h_to_4h"), _outputs),
     **dict.fromkeys(("in_proj_qkv", "in_proj_qkvz", "in_proj_z", "in_proj_ba", "in_proj_b", "in_proj_a"), _outputs),
-    **dict.fromkeys(("in_proj", "conv1d", "A_log", "D", "dt_bias"), _outputs),
-    **dict.fromkeys(("in_proj", "conv1d"), _mamba2),
+    **dict.fromkeys(("A_log", "D", "dt_bias"), _outputs),
+    **dict.fromkeys(("in_proj", "conv1d"), _by_state),
     **dict.fromkeys(("o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "c_proj"), _inputs),
     **dict.fromkeys(("k_proj", "v_proj"), _keys),
     **dict.fromkeys(("qkv_proj", "query_key_value", "c_attn"), _queries_keys_values),
@@ -213,18 +189,18 @@ def part(group: TensorGroup, world: World) -> Part:
         return _expert(group, world)
     if is_vision(group):
         rule = _VISION.get("out_proj" if group.name.endswith(".attn.proj.weight") else _leaf(group)[0])
-        return rule(group, world) if rule else Part(group.shape, group.copies, VISION)
+        return rule(group, world) if rule else Part(group.shape, VISION)
     if _is_vocabulary(group, world.geometry):
         rows = divided(round_up(group.shape[0], VOCABULARY_ROWS), world.degrees.tensor, "padded tokens")
-        return Part(_replaced(group.shape, 0, rows), group.copies)
+        return Part(_replaced(group.shape, 0, rows))
     is_shared_whole = world.degrees.is_sequence_parallel and not world.splits_shared
     if is_shared_whole and ".shared_expert" in group.name and group.role == "mlp":
-        return Part(group.shape, group.copies, SHARED)
+        return Part(group.shape, SHARED)
     rule = _RULES.get(_leaf(group)[0])
     if rule is None and group.role in ("norm", "router", "buffer"):
         rule = _whole(NORMS)
     if rule is None:
-        raise UllageError(f"how vLLM splits {group.name} over GPUs is not known", hint="use --tensor-parallel-size 1")
+        raise _unknown(group)
     return rule(group, world)
 
 
@@ -240,27 +216,30 @@ def _is_vocabulary(group: TensorGroup, geometry: Geometry) -> bool:
 def _expert(group: TensorGroup, world: World) -> Part:
     """Whole experts, the first ranks the more; or of each a part."""
     ranks = world.degrees.expert_ranks
+    if "{e}" in group.name:
+        raise _unknown(group)
     if world.degrees.by_expert:
-        count = -(-(group.copies if "{e}" in group.name else group.shape[0]) // ranks)
-        if "{e}" in group.name:
-            return Part(group.shape, count, EXPERTS if group.copies % ranks else "")
-        return Part((count, *group.shape[1:]), group.copies, EXPERTS if group.shape[0] % ranks else "")
+        experts = group.shape[0]
+        if experts < ranks:
+            raise UnevenError(f"{experts} whole experts")
+        return Part((-(-experts // ranks), *group.shape[1:]), EXPERTS if experts % ranks else "")
     is_bias, is_down = group.name.endswith("_bias"), "down_proj" in group.name
     if is_bias and is_down:
-        return Part(group.shape, group.copies, BIASES)
+        return Part(group.shape, BIASES)
     is_transposed = replace(group, shape=(1, 2)).matrix == (2, 1)
     axis = -1 if is_bias or is_down != is_transposed else -2
     each = group.shape[axis] // 2 if "gate_up" in group.name else group.shape[axis]
     size = divided(each, ranks, "elements of an expert's intermediate size") * (group.shape[axis] // each)
-    return Part(_replaced(group.shape, axis, size), group.copies)
+    return Part(_replaced(group.shape, axis, size))
 
 
-def require_heads(geometry: Geometry, ranks: int) -> None:
-    """As vLLM itself asks before it loads anything (config/model.py, verify_with_parallel_config).
+def require_heads(geometry: Geometry, vision_heads: int, ranks: int) -> None:
+    """As vLLM itself asks before it loads anything (config/model.py, verify_with_parallel_config), or as it loads.
 
     Raises:
-        UnevenError: query heads that do not divide.
+        UnevenError: query heads, or those of a vision tower, that do not divide.
     """
     for layer, _ in geometry.groups:
         if isinstance(layer.mixer, Attention | LatentAttention):
             divided(layer.mixer.heads, ranks, "query heads")
+    divided(vision_heads, ranks, "heads of the vision tower")

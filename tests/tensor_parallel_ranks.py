@@ -1,0 +1,98 @@
+"""Ranks of tensor parallelism on the CPU: each loads every checkpoint of a folder and generates a few tokens.
+
+``python tests/tensor_parallel_ranks.py FOLDER`` forks two ranks and four, as torch and transformers take long to
+import, and writes ``FOLDER/ranks-<size>-<rank>.json``: each tensor's shape and bytes on that rank, the bytes of the
+cache, or what failed.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+SIZES = (2, 4)
+PROMPT_TOKENS = 11
+OUTPUT_TOKENS = 3
+SEQUENCES = 2
+
+
+def join(folder: Path, size: int, rank: int) -> None:
+    """Become a rank, and say what it holds of every checkpoint."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / f'store-{size}'}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=60),
+    )
+    checkpoints = sorted(path for path in folder.iterdir() if (path / "config.json").is_file())
+    held = {path.name: of_one(path) for path in checkpoints}
+    (folder / f"ranks-{size}-{rank}.json").write_text(json.dumps(held))
+    torch.distributed.destroy_process_group()
+
+
+def of_one(path: Path) -> dict[str, Any]:
+    """One checkpoint. Stored in float32, so that casting gives each rank's part a storage of its own."""
+    plan = DistributedConfig(tp_plan="auto")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, distributed_config=plan)
+        named = {name: local(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+        tensors = {name: [list(t.shape), t.untyped_storage().nbytes()] for name, t in named.items()}
+        prompt = torch.arange(SEQUENCES * PROMPT_TOKENS).view(SEQUENCES, -1) + 3
+        options = {"max_new_tokens": OUTPUT_TOKENS, "min_new_tokens": OUTPUT_TOKENS, "do_sample": False}
+        result = model.generate(prompt, return_dict_in_generate=True, **options)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:300]}
+    return {"tensors": tensors, "state_bytes": stored_bytes(result.past_key_values)}
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def stored_bytes(cache: Any) -> int:
+    """Bytes of the distinct storages that a cache holds, whatever the attribute."""
+    held = [list(vars(layer).values()) for layer in cache.layers]
+    return sum(dict(storages([held, getattr(cache, "linear_cache", None)])).values())
+
+
+def storages(value: object) -> Iterator[tuple[int, int]]:
+    """Address and bytes of all tensors in nested values."""
+    if isinstance(value, torch.Tensor):
+        yield value.untyped_storage().data_ptr(), value.untyped_storage().nbytes()
+    elif isinstance(value, dict):
+        yield from storages(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from storages(item)
+
+
+def main(folder: Path) -> int:
+    """Fork all ranks, and wait for them: 0 if none failed."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    children = []
+    for size in SIZES:
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                join(folder, size, rank)
+                os._exit(0)
+            children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
