@@ -387,7 +387,7 @@ def _try(
 ) -> tuple[list[Option], list[Refused]]:
     """One format and one way to share the work, on every kind of GPU."""
     engine = find_engine(request.engine)
-    by_kind: dict[Hashable, _Needs] = {}
+    by_kind: dict[Hashable, _Needs | UllageError] = {}
     options: list[Option] = []
     refused: list[Refused] = []
     target = _workload(request, question.target_context, question.target_concurrency, question.output_tokens)
@@ -397,8 +397,11 @@ def _try(
             asked = deploy(model, target, flags=flags, gpu=gpu, gpus=_count(request.engine, flags))
             kind = (engine.kind(gpu), asked.flags, asked.request)
             if kind not in by_kind:
-                by_kind[kind] = _Needs(asked, question, most)
-            options.append(_option(asked, gpu, by_kind[kind], prices))
+                by_kind[kind] = _needs(asked, question, most)
+            needs = by_kind[kind]
+            if isinstance(needs, UllageError):
+                raise needs
+            options.append(_option(asked, gpu, needs, prices))
         except UllageError as refusal:
             refused.append(Refused(quantization=request.quantization, gpus=_named(gpu, flags), reason=refusal.message))
     return options, refused
@@ -443,6 +446,14 @@ class _Needs:
             flags = replace(flags, max_model_len=max(context, 2))
         workload = _workload(self._asked.request, context, concurrency, self._output_tokens)
         return need_of(ledgers_of(replace(self._asked, request=workload, flags=flags)))
+
+
+def _needs(asked: Deployment, question: Question, most_bytes: int) -> "_Needs | UllageError":
+    """What it needs, or why that is not known."""
+    try:
+        return _Needs(asked, question, most_bytes)
+    except UllageError as refusal:
+        return refusal
 
 
 def _option(asked: Deployment, gpu: Gpu, needs: _Needs, prices: Mapping[str, float]) -> Option:

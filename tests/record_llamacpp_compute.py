@@ -231,7 +231,6 @@ CATALOGUE: dict[str, str | None] = {
     "deepseek-v2": "Q4_K_M",
     "glm-4-9b": "Q4_K_M",
     "glm-4.5-air": "Q4_K_M",
-    "falcon-7b": "Q8_0",
     "falcon-40b": "Q4_K_M",
     "starcoder2-7b": "Q4_K_M",
     "command-r": "Q4_K_M",
@@ -280,7 +279,7 @@ FILES: dict[str, dict[str, Any]] = {
         **{"feed_forward_length": 512, "attention.head_count": 12, "attention.head_count_kv": [0, 0, 4, 0, 0, 4]},
         **{"expert_count": 64, "expert_used_count": 6, "expert_shared_feed_forward_length": 1024},
         **{"ssm.inner_size": 3072, "ssm.state_size": 128, "ssm.time_step_rank": 48, "ssm.group_count": 1},
-        **{"ssm.conv_kernel": 4},
+        **{"ssm.conv_kernel": 4, "rope.scaling.finetuned": False},
     },
     "lfm2": {
         **{**LLAMA, "block_count": 6, "embedding_length": 2048, "feed_forward_length": 8192, "vocab_size": 65536},
@@ -297,10 +296,6 @@ FILES: dict[str, dict[str, Any]] = {
         **{"attention.key_length": 128, "attention.value_length": 128, "rope.dimension_count": 128},
         **{"attention.sliding_window": 4096},
     },
-    "falcon": {
-        **{**LLAMA, **_NORM, "block_count": 4, "embedding_length": 4544, "feed_forward_length": 18176},
-        **{"vocab_size": 65024, "attention.head_count": 71, "attention.head_count_kv": 1},
-    },
     "deepseek2": {
         **{**LLAMA, "block_count": 5, "embedding_length": 7168, "feed_forward_length": 18432, "vocab_size": 129280},
         **{"attention.head_count": 128, "attention.head_count_kv": 1, "attention.q_lora_rank": 1536},
@@ -313,7 +308,7 @@ FILES: dict[str, dict[str, Any]] = {
 }
 """Metadata of published models of the architectures that the catalogue or the converter lacks, with fewer layers:
 gpt-oss 20B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414, Command R7B,
-Falcon 7B, DeepSeek V3."""
+DeepSeek V3."""
 
 _UNASKED: dict[str, Tensors] = {
     "falcon-h1": {f"blk.{layer}.ssm_conv1d.bias": ("F32", (3072 + 2 * 256,)) for layer in range(4)},
@@ -349,7 +344,7 @@ def quantised_file(name: str, mixture: str | None, folder: Path) -> tuple[Path, 
     model = resolve(name)
     plain = folder / "converted.gguf"
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
-    convert(config, folder, plain)
+    convert({"vocab_size": model.geometry.vocab_size, **config}, folder, plain)
     reader = GGUFReader(plain)
     made = converted(model, dtype="bfloat16")
     if mixture is not None:
@@ -361,6 +356,7 @@ def quantised_file(name: str, mixture: str | None, folder: Path) -> tuple[Path, 
     for key, value in reader.fields.items():
         if key.startswith(prefix):
             metadata[key.removeprefix(prefix)] = value.contents()
+    metadata["vocab_size"] = theirs["token_embd.weight"][0]
     types = {tensor.name: tensor.type.name for tensor in made}
     tensors = {key: (types[key], size) for key, size in theirs.items()}
     path = write_gguf(folder / "model.gguf", prefix[:-1], metadata, tensors)

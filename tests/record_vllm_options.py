@@ -1,9 +1,9 @@
 """Records the options of ``vllm serve``, and what its parser makes of command lines, from the real parser.
 
-Into analytic/engines/vllm_options.json goes every option: the strings that set it (``off``: those that set it to False),
-what kind of value it takes, how many, and the choices. Into tests/data/serve_lines.json go random command lines made
-from that table, each with the values that the parser gave to the options in it, or with the message of its refusal.
-The values of options that are objects of vLLM's are those of the JSON that it accepted.
+Into analytic/engines/vllm_options.json goes every option: the strings that set it (``off``: those that set it to
+False), what kind of value it takes, how many, and the choices. Into tests/data/serve_lines.json go random command
+lines made from that table, each with the values that the parser gave to the options in it, or with its refusal. The
+values of options that are objects of vLLM's are those of the JSON that it accepted.
 
 Run by hand, in a virtual environment with vllm; no device is needed, none is asked for:
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 OPTIONS = ROOT / "analytic" / "engines" / "vllm_options.json"
 LINES = Path(__file__).parent / "data" / "serve_lines.json"
 
-COUNT = 200
+COUNT = 300
 SEED = 20_261_129
 KINDS = {
     "int": "int",
@@ -70,7 +70,8 @@ def real_parser() -> argparse.ArgumentParser:
 
 def kind_of(action: argparse.Action) -> str:
     """One of KINDS, after ``none or`` where ``None`` and the empty string are no value; a flag is one by its class."""
-    if isinstance(action, argparse._StoreTrueAction | argparse._HelpAction) or hasattr(action, "negative_option_strings"):
+    is_flag = isinstance(action, argparse._StoreTrueAction | argparse._HelpAction)
+    if is_flag or hasattr(action, "negative_option_strings"):
         return "flag"
     return _kind(action.type)
 
@@ -158,7 +159,7 @@ def random_line(chance: random.Random, rows: dict[str, dict[str, Any]]) -> list[
         words += random_option(chance, rows[chance.choice(memory if chance.random() < 0.6 else names)])
     model = [chance.choice(("Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "./model"))]
     if chance.random() < 0.1:
-        return words[:2] + ["--model", *model] + words[2:]
+        return [*words[:2], "--model", *model, *words[2:]]
     return model + words if chance.random() < 0.8 else words + model
 
 

@@ -1,8 +1,8 @@
 """Ranks of tensor parallelism on the CPU: each loads every checkpoint of a folder and generates a few tokens.
 
 ``python tests/tensor_parallel_ranks.py FOLDER`` forks two ranks and four, as torch and transformers take long to
-import, and writes ``FOLDER/ranks-<size>-<rank>.json``: each tensor's shape and bytes on that rank, the bytes of the
-cache, or what failed.
+import. They load what ``FOLDER/load-<size>.json`` lists, and write ``FOLDER/ranks-<size>-<rank>.json``: each tensor's
+shape and bytes on that rank, the bytes of the cache, or what failed.
 """
 
 import json
@@ -35,8 +35,8 @@ def join(folder: Path, size: int, rank: int) -> None:
         world_size=size,
         timeout=timedelta(seconds=60),
     )
-    checkpoints = sorted(path for path in folder.iterdir() if (path / "config.json").is_file())
-    held = {path.name: of_one(path) for path in checkpoints}
+    names = json.loads((folder / f"load-{size}.json").read_bytes())
+    held = {name: of_one(folder / name) for name in names}
     (folder / f"ranks-{size}-{rank}.json").write_text(json.dumps(held))
     torch.distributed.destroy_process_group()
 

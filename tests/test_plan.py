@@ -83,8 +83,8 @@ PUBLISHED = (  # model, engine, format, GPU, the fewest of them that are said to
     ("llama-3.1-405b", "vllm", "fp8-dynamic", "h100-80gb", 8),
     ("llama-3.1-405b", "vllm", None, "h100-80gb", 16),
 )
-"""openai/gpt-oss-120b: "fits into a single 80GB GPU". meta-llama/Llama-3.1-405B: FP8 for "a single server node" of eight
-H100, BF16 for two. Llama 3.1 70B: two (140 GB of weights)."""
+"""openai/gpt-oss-120b: "fits into a single 80GB GPU". meta-llama/Llama-3.1-405B: FP8 for "a single server node" of
+eight H100, BF16 for two. Llama 3.1 70B: two (140 GB of weights)."""
 
 
 @pytest.mark.parametrize(("name", "engine", "quantization", "gpu", "fewest"), PUBLISHED)
@@ -229,6 +229,6 @@ def test_several_models_are_a_plan_each(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_nothing_possible_is_an_error_with_the_reason() -> None:
     with pytest.raises(UllageError, match="vLLM"):
-        ask("mpt-7b", "vllm", "l4")
+        ask("minimax-m2.5", "vllm", "l4")
     with pytest.raises(UsageError, match="no GPU"):
         plan(catalog.load("gpt2"), Request(), gpus=())

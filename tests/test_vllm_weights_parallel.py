@@ -175,7 +175,7 @@ def test_data_parallel_ranks_share_experts_and_nothing_else():
     assert dense[0] == dense[1]
     routed = [changes_of("qwen3-30b-a3b", tensor_parallel_size=2, data_parallel_size=ranks) for ranks in (1, 4)]
     experts = 48 * 3 * 128 * 2048 * 768 * 2
-    assert routed[1]["split over 8 ranks"] - routed[0]["split over 2 ranks"] == -experts * (4 - 1) // 8
+    assert routed[1]["split over 2 ranks, experts over 8"] - routed[0]["split over 2 ranks"] == -experts * (4 - 1) // 8
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,9 @@ class Engine(Protocol):
     def warnings(self, asked: Deployment) -> Iterator[str]:
         """What the reader might not expect of the engine."""
 
+    def lines(self, asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:
+        """The details in words."""
+
     def details(self, asked: Deployment, rows: tuple[Ledger, ...]) -> dict[str, Any]:
         """What the engine itself would print or hold beside the GPUs, in its own terms."""
 

@@ -282,12 +282,14 @@ def warnings(asked: Deployment) -> Iterator[str]:
     """What the reader might not expect of llama.cpp."""
     context = _context_size(asked)
     yield f"-c {context:,} with -np {asked.request.batch_size}: llama.cpp allocates all cells at once"
-    try:
-        host = details(asked, ())["host"]
-    except UllageError:
-        return
-    if host["state_bytes"]:
-        yield f"{host['state_bytes'] / GiB:.2f} GiB of the cache lie on the host, with layers that are not offloaded"
+
+
+def lines(asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:
+    """What the host holds."""
+    host = details(asked, rows)["host"]
+    parts = (("weights", "weights, mapped from the file"), ("state", "cache"), ("buffers", "buffers"))
+    held = [f"{host[f'{name}_bytes'] / GiB:,.2f} GiB of {what}" for name, what in parts if host[f"{name}_bytes"]]
+    yield f"On the host: {', '.join(held)}."
 
 
 def details(asked: Deployment, rows: tuple[Ledger, ...]) -> dict[str, Any]:

@@ -234,9 +234,7 @@ class _Placing:
         return made
 
 
-def _reserved(
-    model: Model, placing: _Placing, devices: Devices, settings: _Settings, batch: Batch
-) -> tuple[int, ...]:
+def _reserved(model: Model, placing: _Placing, devices: Devices, settings: _Settings, batch: Batch) -> tuple[int, ...]:
     """Bytes on each device for one batch."""
     geometry, recipe = placing.file.geometry, RECIPES[placing.file.architecture]
     builder = Builder(batch=batch, weights=placing.weights())
@@ -244,7 +242,7 @@ def _reserved(
     graph = ModelGraph(
         recipe=recipe,
         geometry=geometry,
-        routing=_routing(model),
+        routing=_routing(model, placing.file),
         builder=builder,
         caches=dict(_caches(geometry, devices, settings)),
         states=dict(_states(geometry, devices, builder)),
@@ -271,9 +269,7 @@ def _caches(geometry: Geometry, devices: Devices, settings: _Settings) -> Iterat
             window = getattr(mixer, "window_tokens", None) if geometry.model_type in SLIDES else None
             slides = window is not None and not settings.swa_full
             cells = settings.slots.window_cells(window) if slides and window else settings.slots.cells
-            yield index, Cache(
-                window=window, cells=cells, place=_place(devices, index), key_type=key, value_type=value
-            )
+            yield index, Cache(window=window, cells=cells, place=_place(devices, index), key_type=key, value_type=value)
 
 
 def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[tuple[int, States]]:
@@ -298,17 +294,25 @@ def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[
                 )
 
 
-def _routing(model: Model) -> Routing:
-    """Of the config; what is missing has no part in the graph."""
+_ROUTING: Mapping[str, str] = {
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+}
+"""A file's own metadata, and the config's key."""
+
+
+def _routing(model: Model, file: GgufFile) -> Routing:
+    """Of the file, or of the config that it is converted from; what is missing has no part in the graph."""
     text = model.config.get("text_config")
     config = text if isinstance(text, Mapping) else model.config
-    numbers = {key: value for key, value in config.items() if isinstance(value, int | float)}
-    normed = config.get("norm_topk_prob")
+    given = file.numbers or {name: config[key] for name, key in _ROUTING.items() if key in config}
+    numbers = {name: float(given[name]) for name in _ROUTING if isinstance(given.get(name), int | float)}
+    normed = numbers.get("expert_weights_norm")
     return Routing(
-        groups=int(numbers.get("n_group", 1)),
-        used_groups=int(numbers.get("topk_group", 1)),
-        scaled=numbers.get("routed_scaling_factor", 1.0) != 1.0,
-        normed=normed if isinstance(normed, bool) else None,
+        groups=int(numbers.get("expert_group_count", 1)),
+        used_groups=int(numbers.get("expert_group_used_count", 1)),
+        scaled=numbers.get("expert_weights_scale", 0.0) not in (0.0, 1.0),
+        normed=None if normed is None else normed > 0,
     )
-
-

@@ -77,9 +77,7 @@ RECIPES: Mapping[str, Recipe] = {
     "gemma": _GEMMA,
     "gemma2": replace(_GEMMA, softcap=True, score_softcap=True),
     "gemma3": _GEMMA,
-    "gpt-oss": replace(
-        _POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows="before norm"
-    ),
+    "gpt-oss": replace(_POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows="before norm"),
     "deepseek2": Recipe(normed=False),
     "glm4moe": _POST_NORM,
     "seed_oss": _POST_NORM,
@@ -208,7 +206,9 @@ class ModelGraph:
             gate = ops.view(both, (size, count, tokens), steps, size * 4)
             flat[0] = ops.view(both, (size, count, tokens), steps)
         if self.recipe.whole_heads_norm:
-            flat[:2] = (build.norm(one, name, index) for one, name in zip(flat, ("attn_q_norm", "attn_k_norm"), strict=False))
+            flat[:2] = (
+                build.norm(one, name, index) for one, name in zip(flat, ("attn_q_norm", "attn_k_norm"), strict=False)
+            )
         q, k, v = (
             one if one.base is not None else ops.reshape(one, size, count, tokens)
             for one, (count, size) in zip(flat, heads, strict=True)
@@ -256,9 +256,7 @@ class ModelGraph:
         turned = build.rotated(ops.view(both, (rope, 1, tokens), (step, step), rank * 4), self.positions, index)
         latent = build.norm(latent, "attn_kv_a_norm", index)
         own = ops.view(q, (nope, mixer.heads, tokens), q.nb[1:3])
-        query = build.rotated(
-            ops.view(q, (rope, mixer.heads, tokens), q.nb[1:3], nope * 4), self.positions, index
-        )
+        query = build.rotated(ops.view(q, (rope, mixer.heads, tokens), q.nb[1:3], nope * 4), self.positions, index)
         absorbed = ops.mul_mat(build.need("attn_k_b.weight", index), ops.permute(own, 0, 2, 1, 3))
         query = ops.concat(ops.permute(absorbed, 0, 2, 1, 3), query)
         latent = ops.reshape(latent, rank, 1, tokens)

@@ -1,34 +1,37 @@
 """What one rank holds when transformers divides a model's tensors: ``from_pretrained(…, tp_plan="auto")``.
 
-After transformers 5.23 (``distributed/tensor_parallel.py``) and held to it by ``tests/test_tensor_parallel.py``, in
-which real ranks load and run. The plan of each class is a row of ``tp_plans.json`` (``tests/record_distribution.py``):
-a module or parameter, with ``*`` for indices, and the style that it is divided in.
+After transformers 5.23 (``tensor_plan``) and held to it by ``tests/test_tensor_parallel.py``, in which real ranks load
+and run.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from math import prod
 
 from analytic.engines.module_tree import tied_parameters
+from analytic.engines.tensor_plan import (
+    APART,
+    BY_LAYERS,
+    REPLICATED,
+    Cut,
+    cut_of,
+    has_plan,
+    part_of,
+    plan_of,
+    style_of,
+)
 from analytic.errors import UllageError, UsageError
 from analytic.formats.table import itemsize
 from analytic.models.geometry import Attention, FeedForward, Geometry, LatentAttention, Layer, MixtureOfExperts
-from analytic.models.inventory import TensorGroup
 from analytic.models.model import Model
 from analytic.weights import DTYPES, ServedGroup, weigh
-
-REPLICATED = "replicated"
-"""Of a tensor that every rank holds whole."""
 
 _TILED, _TILE = "fp8-128x128", 128
 """The packed format whose tiles can be divided, and their sides; their scales are divided as they are."""
 
-Cut = tuple[int, int]
-"""The dimension that is divided, and how many parts of it are divided each for itself."""
+_GROUPED = 8
+"""What the width of a rank's experts is a multiple of, for ``grouped_mm`` takes strides of 16 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +81,11 @@ def shard(
         UsageError: an option that is not known.
         UllageError: the class has no plan, its heads cannot be divided so, or its format cannot be divided.
     """
-    _require_known(dtype, tensor_parallel_size, rank)
-    _require_possible(model, tensor_parallel_size)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not served", hint=f"known: {', '.join(DTYPES)}")
+    if not 0 <= rank < tensor_parallel_size:
+        raise UsageError(f"rank {rank} is none of {tensor_parallel_size}", hint="ranks count from 0")
+    _require_possible(model, tensor_parallel_size, quantization)
     served = weigh(model, dtype=dtype, quantization=quantization).served
     groups = tuple(_sharded(s, model, tensor_parallel_size, rank) for s in served)
     held = [g for g in groups if g.served.group.persistent]
@@ -96,12 +102,13 @@ def shard(
     )
 
 
-def possible_degrees(model: Model, up_to: int = 64) -> tuple[int, ...]:
+def possible_degrees(model: Model, up_to: int = 64, *, quantization: str | None = None) -> tuple[int, ...]:
     """The numbers of ranks, ``up_to`` the largest, that transformers can run ``model`` on; one is always among them."""
-    return tuple(degree for degree in range(1, up_to + 1) if degree == 1 or _obstacle(model, degree) is None)
+    degrees = range(1, up_to + 1)
+    return tuple(degree for degree in degrees if degree == 1 or _obstacle(model, degree, quantization) is None)
 
 
-def sharded_geometry(model: Model, *, tensor_parallel_size: int) -> Geometry:
+def sharded_geometry(model: Model, *, tensor_parallel_size: int, quantization: str | None = None) -> Geometry:
     """What caches and activations of a rank follow from: the geometry with what the first rank holds of each layer.
 
     Heads and intermediate sizes are divided where the plan keeps their outputs apart. Recurrent mixers, projections
@@ -110,7 +117,7 @@ def sharded_geometry(model: Model, *, tensor_parallel_size: int) -> Geometry:
     Raises:
         UllageError: as `shard`.
     """
-    _require_possible(model, tensor_parallel_size)
+    _require_possible(model, tensor_parallel_size, quantization)
     if tensor_parallel_size == 1:
         return model.geometry
     split = _Split.of(model)
@@ -118,66 +125,54 @@ def sharded_geometry(model: Model, *, tensor_parallel_size: int) -> Geometry:
     return replace(model.geometry, layers=tuple(layers[layer] for layer in model.geometry.layers))
 
 
-def plan_of(model: Model) -> Mapping[str, str]:
-    """Style by module or parameter of the model's class.
-
-    Raises:
-        UllageError: the class has none.
-    """
-    if model.architecture not in _plans():
-        raise UllageError(
-            f"transformers has no plan to divide a {model.architecture}'s tensors",
-            hint="put whole layers on each GPU: --pipeline-parallel-size",
-        )
-    return _plans()[model.architecture]
-
-
-def style_of(group: TensorGroup, plan: Mapping[str, str]) -> str:
-    """The style of a group's tensors: their own, else that of the module that owns them."""
-    pattern = re.sub(r"\.\d{1,9}(?=\.|$)", ".*", group.name.replace("{}", "*").replace("{e}", "*"))
-    return plan.get(pattern) or plan.get(pattern.rpartition(".")[0]) or REPLICATED
-
-
-@cache
-def _plans() -> Mapping[str, Mapping[str, str]]:
-    plans: Mapping[str, Mapping[str, str]] = json.loads((files("analytic.models") / "tp_plans.json").read_bytes())
-    return plans
-
-
-def _require_known(dtype: str, degree: int, rank: int) -> None:
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not served", hint=f"known: {', '.join(DTYPES)}")
-    if degree < 1 or not 0 <= rank < degree:
-        raise UsageError(f"rank {rank} is none of {degree}", hint="ranks count from 0")
-
-
-def _require_possible(model: Model, degree: int) -> None:
-    obstacle = None if degree == 1 else _obstacle(model, degree)
+def _require_possible(model: Model, degree: int, quantization: str | None) -> None:
+    if degree < 1:
+        raise UsageError(f"tensor_parallel_size {degree} must be 1 or more")
+    obstacle = None if degree == 1 else _obstacle(model, degree, quantization)
     if obstacle is not None:
-        known = ", ".join(map(str, possible_degrees(model)))
+        known = ", ".join(map(str, possible_degrees(model, quantization=quantization)))
         raise UllageError(
-            f"transformers cannot divide {model.id} by {degree}: {obstacle}", hint=f"possible up to 64: {known}"
+            f"transformers cannot divide {model.id} by {degree}: {obstacle}",
+            hint=f"possible up to 64: {known}; {BY_LAYERS}",
         )
 
 
-def _obstacle(model: Model, degree: int) -> str | None:
-    """Why a number of ranks, more than one, is not possible; None if it is."""
-    try:
-        plan, split = plan_of(model), _Split.of(model)
-    except UllageError as refusal:
-        return refusal.message
+def _obstacle(model: Model, degree: int, quantization: str | None) -> str | None:
+    """Why transformers does not run a number of ranks, more than one; None if it does."""
+    if not has_plan(model):
+        return f"it has no plan for a {model.architecture}"
+    plan, split = plan_of(model), _Split.of(model)
     for layer, _ in model.geometry.groups:
         for what, heads in _divided_heads(layer, split):
             if heads % degree:
                 return f"{heads} {what} heads"
+    served = weigh(model, dtype="bfloat16", quantization=quantization).served
+    obstacles = (_obstacle_in(s, cut, degree) for s in served if (cut := cut_of(style_of(s.group, plan), s.group)))
+    return next(filter(None, obstacles), None) or _untied(model, plan)
+
+
+def _obstacle_in(served: ServedGroup, cut: Cut, degree: int) -> str | None:
+    """Why a tensor cannot be divided so."""
+    group = served.group
+    first, last = (part_of(group.shape, cut, degree, rank)[cut[0]] for rank in (0, degree - 1))
+    if not last:
+        return f"{group.name} leaves the last rank nothing"
+    if served.format == _TILED:
+        is_cut = first // cut[1] % _TILE
+        return f"tiles of {_TILE} x {_TILE} of {group.name} would be cut" if is_cut else None
+    if served.format not in DTYPES:
+        return f"it runs no part of {group.name} in {served.format}"
+    if group.role == "expert" and {first // cut[1] % _GROUPED, last // cut[1] % _GROUPED} != {0}:
+        return f"a rank's experts would be no multiple of {_GROUPED} wide, which grouped_mm needs"
+    return None
+
+
+def _untied(model: Model, plan: Mapping[str, str]) -> str | None:
+    """Why a tied parameter cannot be divided: its other name is not divided in the same way."""
     groups = {group.name: group for group in model.tensors}
-    for name, group in groups.items():
-        cut = _cut(style_of(group, plan), group)
-        if cut is not None and _part(group.shape, cut, degree, degree - 1)[cut[0]] == 0:
-            return f"{name} leaves the last rank nothing"
     for name, other in tied_parameters(model.architecture, groups).items():
         alias = replace(groups[other], name=name)
-        if _cut(style_of(alias, plan), alias) != _cut(style_of(groups[other], plan), groups[other]):
+        if cut_of(style_of(alias, plan), alias) != cut_of(style_of(groups[other], plan), groups[other]):
             return f"{name} is tied to {other}, which the plan does not divide in the same way"
     return None
 
@@ -190,78 +185,24 @@ def _divided_heads(layer: Layer, split: "_Split") -> Iterator[tuple[str, int]]:
             yield "attention", mixer.heads
 
 
-def _cut(style: str, group: TensorGroup) -> Cut | None:
-    """Where a style divides a tensor; None where every rank holds it whole (each style's ``shard_param``)."""
-    dimensions, name = len(group.shape), group.name.rpartition(".")[2]
-    rows, last = max(dimensions - 2, 0), dimensions - 1
-    if group.role == "buffer" or not dimensions:
-        return None
-    match style:
-        case "colwise" | "colwise_gather_output" | "colwise_rep":
-            return rows, 1
-        case "rowwise" | "rowwise_split_input" | "rowwise_rep":
-            return None if name == "bias" else (last, 1)
-        case "embedding_rowwise":
-            return 0, 1
-        case "embedding_colwise":
-            return 1, 1
-        case "packed_colwise":
-            return rows, 1 if dimensions == 1 else 2
-        case "packed_rowwise":
-            return None if dimensions == 1 else (last, 2)
-        case _ if style in _WHOLE:
-            return None
-    raise UllageError(f"how transformers divides {group.name} ({style[:60]}) is not known")
-
-
-_WHOLE = (
-    *(REPLICATED, "replicated_with_grad_allreduce", "mla_kv_a_proj", "all_reduce", "moe_tp_experts"),
-    *("moe_identity_expert", "local_params", "replicate"),
-)
-"""Styles that leave parameters whole, and change at most what goes in or comes out."""
-
-
-def _part(shape: tuple[int, ...], cut: Cut, degree: int, rank: int) -> tuple[int, ...]:
-    """The shape of a rank's part: chunks as large as the first, so that the last ranks hold less, or nothing."""
-    dimension, parts = cut
-    size, held = shape[dimension], 0
-    width = -(-size // parts)
-    for start in range(0, size, width):
-        part = min(width, size - start)
-        chunk = -(-part // degree)
-        held += max(0, min(chunk, part - rank * chunk))
-    return (*shape[:dimension], held, *shape[dimension + 1 :])
-
-
 def _sharded(served: ServedGroup, model: Model, degree: int, rank: int) -> ShardedGroup:
     group = served.group
     style = style_of(group, plan_of(model)) if degree > 1 else REPLICATED
-    cut = _cut(style, group)
+    cut = cut_of(style, group)
     if cut is None:
         return ShardedGroup(served=served, style=style, shape=group.shape, each_bytes=served.each_bytes)
-    shape = _part(group.shape, cut, degree, rank)
+    shape = part_of(group.shape, cut, degree, rank)
     return ShardedGroup(
-        served=served, style=style, shape=shape, each_bytes=_part_bytes(served, model, shape, cut, degree, rank)
+        served=served, style=style, shape=shape, each_bytes=_part_bytes(served, shape, cut, degree, rank)
     )
 
 
-def _part_bytes(served: ServedGroup, model: Model, shape: tuple[int, ...], cut: Cut, degree: int, rank: int) -> int:
-    group = served.group
-    if served.format == _TILED:
-        tiles = (*group.shape[:-2], *(-(-size // _TILE) for size in group.shape[-2:]))
-        first = _part(group.shape, cut, degree, 0)[cut[0]] // cut[1]
-        if first % _TILE:
-            raise UllageError(
-                f"{group.name} of {model.id} cannot be divided by {degree}: tiles of {_TILE} x {_TILE} would be cut",
-                hint="fewer ranks, or --quantization none",
-            )
-        return prod(shape) + itemsize("float32") * prod(_part(tiles, cut, degree, rank))
-    if group.pieces or served.each_bytes != group.elements * served.each_bytes // max(group.elements, 1):
-        raise UllageError(
-            f"{group.name} of {model.id} is served in {served.format}, of which transformers runs no part",
-            hint="put whole layers on each GPU: --pipeline-parallel-size",
-        )
-    return prod(shape) * (served.each_bytes // group.elements)
+def _part_bytes(served: ServedGroup, shape: tuple[int, ...], cut: Cut, degree: int, rank: int) -> int:
+    if served.format != _TILED:
+        return prod(shape) * itemsize(served.format)
+    whole = served.group.shape
+    tiles = (*whole[:-2], *(-(-size // _TILE) for size in whole[-2:]))
+    return prod(shape) + itemsize("float32") * prod(part_of(tiles, cut, degree, rank))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,7 +222,7 @@ class _Split:
         styles = {group.name: style_of(group, plan) for group in model.tensors if model.is_decoder(group)}
 
         def divides(pattern: str) -> bool:
-            return any(style in _APART and re.search(pattern, name) for name, style in styles.items())
+            return any(style in APART and re.search(pattern, name) for name, style in styles.items())
 
         return cls(
             heads=divides(r"\.(k_proj|qkv_proj|query_key_value)\."),
@@ -290,10 +231,6 @@ class _Split:
             experts=divides(r"\.experts\.(gate_up_proj|up_proj)$"),
             shared_experts=divides(r"\.shared_experts?\.up_proj\."),
         )
-
-
-_APART = ("colwise", "packed_colwise", "packed_rowwise")
-"""Styles whose outputs are not gathered; ``packed_rowwise`` is of weights that are stored as [in, out]."""
 
 
 def _divided(layer: Layer, split: _Split, degree: int) -> Layer:

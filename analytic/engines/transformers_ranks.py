@@ -189,3 +189,8 @@ def _format_notes(asked: Deployment) -> Iterator[str]:
 def details(asked: Deployment, rows: tuple[Ledger, ...]) -> dict[str, Any]:
     """Nothing that the ledger does not say."""
     return {}
+
+
+def lines(asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:
+    """None either."""
+    return iter(())

@@ -1,8 +1,8 @@
 """vLLM 0.33: what it allocates of its budget before the KV cache, and how many blocks the rest buys.
 
-Memory that may be used is ``gpu_memory_utilization`` of what the device has. vLLM takes a snapshot once the CUDA context
-and NCCL are there, so that neither counts; weights, the peak of a profiling pass and, since 0.21, CUDA graphs do. All
-that is left becomes the KV cache (``v1/worker/gpu_worker.py``, ``determine_available_memory``).
+Memory that may be used is ``gpu_memory_utilization`` of what the device has. vLLM takes a snapshot once the CUDA
+context and NCCL are there, so that neither counts; weights, the peak of a profiling pass and, since 0.21, CUDA graphs
+do. All that is left becomes the KV cache (``v1/worker/gpu_worker.py``, ``determine_available_memory``).
 """
 
 from collections.abc import Hashable, Iterator
@@ -22,7 +22,7 @@ from analytic.models.geometry import Geometry, LatentAttention
 from analytic.models.model import Model
 from analytic.parallel import Degrees, Kind
 from analytic.placement import Span
-from analytic.quantity import NOTHING, Quantity, bounded, exact
+from analytic.quantity import NOTHING, GiB, Quantity, bounded, exact
 from analytic.request import LARGEST
 from analytic.state.vllm import pool
 from analytic.state.vllm_pool import Pool
@@ -150,38 +150,72 @@ def _stages(
     return tuple(
         Stage(
             span=span,
-            weights_bytes=_weights(model, run, stage),
+            weights_bytes=_weights(
+                model, dtype, quantization, run.capability, degrees, run.enable_expert_parallel, stage
+            ),
             activations=activations,
             moment=moment,
             graphs=graphs,
             non_torch=non_torch,
-            pool=pool(
-                replace(model.geometry, layers=model.geometry.layers[slice(*span)]),
-                itemsize=itemsize(dtype),
-                kv_cache_dtype=kv_cache_dtype,
-                block_size=flags.block_size,
-                tensor_parallel_size=degrees.tensor,
-                max_num_batched_tokens=flags.max_num_batched_tokens,
-                enable_prefix_caching=flags.enable_prefix_caching,
+            pool=_pool(
+                model,
+                span,
+                dtype,
+                kv_cache_dtype,
+                flags.block_size,
+                degrees.tensor,
+                flags.max_num_batched_tokens,
+                flags.enable_prefix_caching,
             ),
         )
         for stage, span in enumerate(spans)
     )
 
 
-def _weights(model: Model, run: VllmRun, stage: int) -> int:
+@lru_cache(maxsize=16384)
+def _weights(
+    model: Model,
+    dtype: str,
+    quantization: str | None,
+    capability: tuple[int, int] | None,
+    degrees: Degrees,
+    enable_expert_parallel: bool,
+    stage: int,
+) -> int:
     (loaded,) = vllm_weights(
         model,
-        dtype=run.dtype,
-        quantization=run.quantization,
-        capability=run.capability,
-        tensor_parallel_size=run.tensor_parallel_size,
-        pipeline_parallel_size=run.pipeline_parallel_size,
+        dtype=dtype,
+        quantization=quantization,
+        capability=capability,
+        tensor_parallel_size=degrees.tensor,
+        pipeline_parallel_size=degrees.pipeline,
         pipeline_rank=stage,
-        enable_expert_parallel=run.enable_expert_parallel,
-        data_parallel_size=run.data_parallel_size,
+        enable_expert_parallel=enable_expert_parallel,
+        data_parallel_size=degrees.data,
     )
     return loaded.bytes
+
+
+@lru_cache(maxsize=16384)
+def _pool(
+    model: Model,
+    span: Span,
+    dtype: str,
+    kv_cache_dtype: str,
+    block_size: int,
+    tensor: int,
+    batched_tokens: int,
+    enable_prefix_caching: bool | None,
+) -> Pool:
+    return pool(
+        replace(model.geometry, layers=model.geometry.layers[slice(*span)]),
+        itemsize=itemsize(dtype),
+        kv_cache_dtype=kv_cache_dtype,
+        block_size=block_size,
+        tensor_parallel_size=tensor,
+        max_num_batched_tokens=batched_tokens,
+        enable_prefix_caching=enable_prefix_caching,
+    )
 
 
 def ledgers(asked: Deployment) -> tuple[Ledger, ...]:
@@ -258,10 +292,10 @@ def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:
             yield f"--quantization {name}", asked.asking(quantization=name)
     if request.kv_cache_dtype == "auto":
         yield "--kv-cache-dtype fp8", asked.asking(kv_cache_dtype="fp8")
-    for name, less in (("max_num_seqs", 64), ("max_num_batched_tokens", 2048)):
-        if getattr(flags, name) > less:
-            typed = "--" + name.replace("_", "-")
-            yield f"{typed} {less}", replace(asked, flags=replace(flags, **{name: less}))
+    if (flags.max_num_seqs or 0) > 64:
+        yield "--max-num-seqs 64", replace(asked, flags=replace(flags, max_num_seqs=64))
+    if (flags.max_num_batched_tokens or 0) > 2048:
+        yield "--max-num-batched-tokens 2048", replace(asked, flags=replace(flags, max_num_batched_tokens=2048))
     if not flags.enforce_eager:
         yield "--enforce-eager", replace(asked, flags=replace(flags, enforce_eager=True))
 
@@ -278,6 +312,23 @@ def warnings(asked: Deployment) -> Iterator[str]:
         yield f"{request.batch_size:,} sequences exceed --max-num-seqs {flags.max_num_seqs:,}: the rest wait"
     if str(request.quantization) in ONLINE:
         yield f"{request.quantization}: vLLM quantises while it loads, which needs the 16-bit weights first"
+
+
+def lines(asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:
+    """What vLLM would print of its KV cache."""
+    found = details(asked, rows)
+    if found["kv_cache_bytes"] is None:
+        yield f"A block of {found['block_size']} tokens has {found['block_bytes']:,} bytes on each GPU."
+        return
+    held, longest = found["kv_cache_bytes"], found["max_model_len"]
+    bounds = f"{held['low_bytes'] / GiB:,.2f}–{held['high_bytes'] / GiB:,.2f}"
+    yield (
+        f"vLLM fills its budget of {found['budget_bytes'] / GiB:,.2f} GiB a GPU: {held['bytes'] / GiB:,.2f} GiB of KV "
+        f"cache ({bounds}), {found['gpu_blocks']:,} blocks, {found['kv_cache_tokens']:,} tokens, "
+        f"{found['maximum_concurrency']:,.2f}x for {longest:,} tokens."
+    )
+    if not found["starts"]:
+        yield f"It would not start: one sequence of --max-model-len {longest:,} does not fit."
 
 
 def details(asked: Deployment, rows: tuple[Ledger, ...]) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class Family:
     eager: Moments
     compiled: Moments | None = None
     """None where a compiled run was not recorded; the eager one stands for it, with a wider interval."""
+    checkpoints: bool = False
+    """Whether a recurrent mixer keeps states along a prefill, for the prefix cache (gdn/qwen_gdn_linear_attn.py)."""
     narrows_rotary: bool = False
     """Whether an eager pass replaces the rotary table, which was loaded in float32, by one in the serving dtype."""
 
@@ -88,11 +90,13 @@ def _dense(streams: float, *, mlp: Need = GATED, attention: Need | None = None, 
 
 LLAMA = Family(eager=_dense(3), compiled=_dense(3))
 QK_NORM = QKV + Need(q=1, k=1, o=1, h=3)
-QWEN3 = Family(eager=_dense(4, attention=QK_NORM))
+QWEN3 = Family(eager=_dense(4, attention=QK_NORM), compiled=_dense(3, attention=QK_NORM))
 GEMMA = Family(eager=_dense(5))
 LATENT = Need(context=1, q=1, o=1, h=2, latent=1, normed=1, q_lora=1)
 LATENT_COMPILED = Need(context=1, q=1, o=1, h=1, normed=1, rope=1)
 
+GATED_ATTENTION = QKV + Need(q=5, k=1, o=1, h=4, one=16)
+"""Queries come with gates, both are copied as keys are, and the output is gated."""
 ROTATED32 = QKV + Need(q=3, k=7, o=0, h=2)
 """OLMo: normed queries and keys, and both rotated in float32, the keys last."""
 
@@ -136,6 +140,12 @@ FAMILIES: Mapping[str, Family] = {
         eager=Moments(attention=QKV + Need(o=1, h=3), experts=Need(routed_i=1, routed_h=1, h=4, one=55)),
         compiled=Moments(attention=QKV + Need(o=1, h=3), experts=Need(routed_i=1, routed_h=1, q=1, h=4, one=55)),
     ),
+    "qwen3_next": Family(
+        checkpoints=True,
+        eager=Moments(attention=GATED_ATTENTION, recurrent=Need(conv=3, inner=4, h=5, one=144)),
+    ),
+    "qwen3_5_text": Family(checkpoints=True, eager=Moments(attention=GATED_ATTENTION, mlp=GATED + Need(h=5, one=16))),
+    "qwen3_5_moe_text": Family(checkpoints=True, eager=Moments(attention=GATED_ATTENTION)),
     "nemotron_h": Family(
         eager=Moments(
             attention=QKV + Need(o=1, h=3),

@@ -28,6 +28,8 @@ SAMPLING_BYTES = 12
 """A logit: a copy in float32, masked to the top k, and their softmax (v1/worker/gpu/sample/sampler.py)."""
 MASKED_BYTES = 4
 """A logit without FlashInfer: the copy alone."""
+CHECKPOINT_TOKENS = 16
+"""Tokens between states that are kept along a prefill: the block of the prefix cache (mamba_utils.py)."""
 CONTEXT_TOKENS = 64 * 1024
 """Most tokens whose latent keys and values are expanded at once (mla_attention.py)."""
 CONTEXT_REQUESTS, CONTEXT_PAGES = 8, 4
@@ -81,6 +83,8 @@ def moments(geometry: Geometry, run: VllmRun) -> dict[str, int]:
     left = -_narrowed_bytes(geometry, run) if known.narrows_rotary and run.enforce_eager else 0
     found: dict[str, int] = {}
     for layer in geometry.layers:
+        if known.checkpoints and isinstance(layer.mixer, Recurrent) and _has_flashinfer_scan(run):
+            left = max(left, checkpoint_bytes(layer.mixer, run))
         for name, size in _of_layer(geometry, own, layer, run, routed=left > 0):
             found[name] = max(found.get(name, 0), left + size)
         if isinstance(layer.feed_forward, MixtureOfExperts) and not _makes_its_own(own, run):
@@ -109,6 +113,17 @@ def _narrowed_bytes(geometry: Geometry, run: VllmRun) -> int:
     """What a rotary table in float32 gives up to one in the serving dtype."""
     heads: list[int] = [layer.mixer.head_dim for layer in geometry.layers if isinstance(layer.mixer, Attention)]
     return (geometry.max_position_embeddings or 0) * max(heads, default=0) * (4 - itemsize(run.dtype))
+
+
+def _has_flashinfer_scan(run: VllmRun) -> bool:
+    """Whether FlashInfer scans a prefill: from Hopper on, which is assumed of an unknown GPU."""
+    return run.capability is None or run.capability >= (9, 0)
+
+
+def checkpoint_bytes(mixer: Recurrent, run: VllmRun) -> int:
+    """States in float32 at every 16th token of a batch, which stay as a workspace."""
+    states = -(-run.max_num_batched_tokens // CHECKPOINT_TOKENS)
+    return states * mixer.state_elements // run.tensor_parallel_size * 4
 
 
 def _makes_its_own(own: Moments, run: VllmRun) -> bool:

@@ -5,7 +5,7 @@ Read from the file itself, or as its converter and ``llama-quantize`` would writ
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -67,6 +67,8 @@ class GgufFile:
     tensors: tuple[FileTensor, ...]
     blocks: int
     """All layers, those for prediction included: what ``-ngl`` counts from."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """The file's own metadata that are numbers, without the architecture's prefix; empty where there is no file."""
 
 
 _PREDICTION_LAYERS: Mapping[str, str] = {
@@ -146,6 +148,11 @@ def _read(model: Model) -> GgufFile:
         geometry=model.geometry,
         tensors=tuple(_laid_out(tensors, alignment)),
         blocks=blocks,
+        numbers={
+            key.removeprefix(f"{header.architecture}."): value
+            for key, value in header.metadata.items()
+            if isinstance(value, int | float)
+        },
     )
 
 

@@ -195,6 +195,13 @@ def _local(layer: Layer, degrees: Degrees) -> Layer:
     return replace(layer, mixer=mixer, feed_forward=feed_forward)
 
 
+def _split_over(degrees: Degrees) -> str:
+    if degrees.tensor == 1:
+        return f"experts split over {degrees.expert_ranks} ranks"
+    experts = f", experts over {degrees.expert_ranks}" if degrees.data > 1 else ""
+    return f"split over {degrees.tensor} ranks{experts}"
+
+
 MAP_BYTES = 4
 """Of an expert, where whole experts are spread: its place on the rank, or none (fused_moe/expert_map_manager.py)."""
 
@@ -218,7 +225,7 @@ def spread(rank: Rank, padding_bytes: int, stored: Callable[[ServedGroup], int])
         split += even - stored(whole)
         if why:
             sums[why] = sums.get(why, 0) + stored(own) - even
-    yield Change(what=f"split over {ranks} ranks", bytes=split - padding_bytes)
+    yield Change(what=_split_over(rank.degrees), bytes=split - padding_bytes)
     yield from (Change(what=why, bytes=more) for why, more in sums.items())
     if rank.degrees.by_expert:
         mixtures = (layer.feed_forward for layer in rank.geometry.layers)

@@ -140,6 +140,8 @@ def _print_split(answer: Estimate, console: Console) -> None:
 
 def _print_notes(answer: Estimate, console: Console) -> None:
     console.print()
+    for line in answer.engine.lines(answer.asked, answer.ledgers):
+        console.print(escape(line), highlight=False)
     if answer.fits is False:
         for lever in answer.levers:
             outcome = "fits" if lever.fits else "still too much"
