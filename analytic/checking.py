@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from analytic.asking import ask
 from analytic.engines.engine import find_engine
 from analytic.errors import UllageError
 from analytic.estimator import Estimate, run, split_flags
 from analytic.hardware import Gpu, custom_gpu, find_gpu
-from analytic.models.resolve import resolve
 from analytic.parallel import degrees
 from analytic.quantity import GiB
 
@@ -81,8 +81,8 @@ def check(
     Raises:
         UllageError: what is unknown, or no GPU can be seen here.
     """
-    resolved = resolve(model, revision=revision)
-    request, own = split_flags(dict(flags))
+    asked = ask(model, flags, revision=revision)
+    request, own = split_flags(asked.flags)
     free: Sequence[Present] = ()
     if gpu is None:
         wanted = degrees(
@@ -94,7 +94,7 @@ def check(
         ).gpus
         free = _present(wanted)
         gpu, gpus = _same(free), wanted
-    answer = run(resolved, request, flags=own, gpu=find_gpu(gpu) if isinstance(gpu, str) else gpu, gpus=gpus)
+    answer = run(asked.model, request, flags=own, gpu=find_gpu(gpu) if isinstance(gpu, str) else gpu, gpus=gpus)
     usable = answer.capacity_bytes or 0
     return Check(
         answer=answer,

@@ -1,12 +1,13 @@
 """From a model and a request to the ledger of every GPU, the verdict, and what would change it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from analytic.asking import Asking, ask
 from analytic.calibration import Calibration, read_calibration, require_gpu, shipped
 from analytic.deployment import Deployment
 from analytic.engines.engine import Engine, find_engine
@@ -18,7 +19,6 @@ from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
 from analytic.ledger import Ledger
 from analytic.models.model import Model
 from analytic.models.packed import quantization_of, weight_bits
-from analytic.models.resolve import resolve
 from analytic.parallel import Degrees, degrees
 from analytic.quantity import GiB
 from analytic.request import LARGEST, Request, serving_dtype
@@ -52,6 +52,10 @@ class Estimate:
     asked: Deployment
     """With the engine's defaults resolved."""
     ledgers: tuple[Ledger, ...]
+    notes: tuple[str, ...] = ()
+    """What the reader should know of the way it was asked for."""
+    ignored: tuple[str, ...] = ()
+    """Options that were given and change no memory."""
 
     @property
     def model(self) -> Model:
@@ -220,7 +224,7 @@ def estimate(
     """Estimate what serving ``model`` needs.
 
     Args:
-        model: a catalogue name, Hub id, path, or a resolved model.
+        model: a catalogue name, Hub id, path, whole ``vllm serve …`` line, or a resolved model.
         gpu: a GPU of the table (``h100-80gb``, or ``h100-80gb:2`` for two), or None for a device without a limit.
         gpus: how many equal GPUs share the work; None for as many as ``gpu`` says, or the parallel sizes.
         revision: branch, tag or commit of a Hub model.
@@ -230,11 +234,12 @@ def estimate(
     Raises:
         UllageError: what is unknown, missing or contradictory, by name.
     """
-    resolved = resolve(model, revision=revision) if isinstance(model, str) else model
+    asked = ask(model, flags, revision=revision) if isinstance(model, str) else Asking(model=model, flags=flags)
     device, count = _device(gpu, gpus)
     fitted = shipped(device) if calibration is None else _calibration(calibration, device)
-    request, own = split_flags(flags)
-    return run(resolved, request, flags=own, gpu=device, gpus=count, calibration=fitted)
+    request, own = split_flags(asked.flags)
+    answer = run(asked.model, request, flags=own, gpu=device, gpus=count, calibration=fitted)
+    return replace(answer, notes=asked.notes, ignored=asked.ignored)
 
 
 def _calibration(calibration: str | Path | Calibration, gpu: Gpu | None) -> Calibration:
@@ -309,7 +314,7 @@ def fullest_bytes(asked: Deployment) -> int:
     return max(row.charged.bytes for row in ledgers_of(asked))
 
 
-def split_flags(flags: dict[str, Any]) -> tuple[Request, Flags]:
+def split_flags(flags: Mapping[str, Any]) -> tuple[Request, Flags]:
     """Fields of `Request` and of `Flags`, told apart by name.
 
     Raises:
@@ -392,6 +397,7 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Deployment]]:
 
 
 def _warnings(answer: Estimate) -> Iterator[str]:
+    yield from answer.notes
     yield from answer.model.notes
     native = {"fp8": "fp8-128x128"}.get(answer.model.native_format or "", answer.model.native_format)
     if answer.gpu is not None:

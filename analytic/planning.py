@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from analytic.asking import is_serve_line
 from analytic.errors import UsageError
 from analytic.estimator import split_flags
 from analytic.hardware import Gpu, find_gpu, gpus
@@ -42,6 +43,8 @@ def plan_asked(
     Raises:
         UllageError: what is unknown or contradictory, by name.
     """
+    if is_serve_line(model):
+        raise UsageError("a plan takes a model, not a whole line", hint="give the line to ullage estimate or check")
     given = dict(serving)
     for name, instead in (("batch_size", "--target-concurrency"), ("prompt_tokens", "--target-context")):
         if name in given:

@@ -36,14 +36,14 @@ def join(folder: Path, size: int, rank: int) -> None:
         timeout=timedelta(seconds=60),
     )
     names = json.loads((folder / f"load-{size}.json").read_bytes())
-    held = {name: of_one(folder / name) for name in names}
+    plan = DistributedConfig(tp_plan="auto")
+    held = {name: of_one(folder / name, plan) for name in names}
     (folder / f"ranks-{size}-{rank}.json").write_text(json.dumps(held))
     torch.distributed.destroy_process_group()
 
 
-def of_one(path: Path) -> dict[str, Any]:
+def of_one(path: Path, plan: DistributedConfig | None) -> dict[str, Any]:
     """One checkpoint. Stored in float32, so that casting gives each rank's part a storage of its own."""
-    plan = DistributedConfig(tp_plan="auto")
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, distributed_config=plan)
         named = {name: local(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
@@ -83,6 +83,7 @@ def main(folder: Path) -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    of_one(folder / json.loads((folder / f"load-{SIZES[0]}.json").read_bytes())[0], plan=None)  # imports for all
     children = []
     for size in SIZES:
         for rank in range(size):

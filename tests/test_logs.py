@@ -126,6 +126,23 @@ def test_gb_of_old_versions_is_gib(tmp_path: Path) -> None:
     assert run.facts[0].bytes == round(14.2487 * 2**30)
 
 
+def test_the_label_changed_at_0_8_3() -> None:
+    labels = {
+        tuple(int(part) for part in re.findall(r"\d+", r["version"])[:3]): r["weights"].split()[1]
+        for r in RECORDS
+        if r["version"] and (r["weights_line"] or "").endswith("took") and "0.1.dev" not in r["version"]
+    }
+    assert {version for version, label in labels.items() if label == "GB"} == {v for v in labels if v < (0, 8, 3)}
+    assert (0, 8, 2) in labels
+    assert (0, 8, 3) in labels
+
+
+def test_ranks_that_say_nothing_are_counted(tmp_path: Path) -> None:
+    lines = [line.replace("tensor_parallel_size=1", "tensor_parallel_size=4") for line in VLLM]
+    run = one(tmp_path, *(line.replace("EngineCore", "Worker_TP0") if "took" in line else line for line in lines))
+    assert "1 of 4 ranks say what their weights took" in run.notes
+
+
 def test_since_0_28_weights_and_non_torch_are_one_figure(tmp_path: Path) -> None:
     """Worded as in vLLM 0.33 (v1/worker/gpu_worker.py, compile_or_warm_up_model; v1/core/kv_cache_utils.py)."""
     run = one(

@@ -122,6 +122,8 @@ LAUNCHES = (
     "vllm serve a/b -tp 2; echo done",
     "python -m vllm.entrypoints.openai.api_server --model a/b -tp 2",
     "python3.12 -m vllm.entrypoints.openai.api_server -tp 2 --model a/b",
+    "python -m vllm.entrypoints.cli.main serve a/b -tp 2",
+    "uv run vllm serve a/b -tp 2",
     "docker run --runtime nvidia --gpus all -v ~/.cache:/root/.cache -p 8000:8000 --ipc=host "
     "vllm/vllm-openai:latest --model a/b -tp 2",
     "docker run --name vllm -e HF_TOKEN=x --rm vllm/vllm-openai:v0.11.2 a/b -tp 2",

@@ -60,7 +60,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {**_WIDE, "tie_word_embeddings": True},
-    "qwen3_moe": {**_WIDE, **_ALIGNED},
+    "qwen3_moe": {**_WIDE, **_ALIGNED, "num_experts": 8},
     "qwen3_next": {**_WIDE, **_ALIGNED},
 }
 """Model types that ranks load and run, and how their configs differ from the tiny ones."""

@@ -309,10 +309,9 @@ def _routing(model: Model, file: GgufFile) -> Routing:
     config = text if isinstance(text, Mapping) else model.config
     given = file.numbers or {name: config[key] for name, key in _ROUTING.items() if key in config}
     numbers = {name: float(given[name]) for name in _ROUTING if isinstance(given.get(name), int | float)}
-    normed = numbers.get("expert_weights_norm")
     return Routing(
         groups=int(numbers.get("expert_group_count", 1)),
         used_groups=int(numbers.get("expert_group_used_count", 1)),
         scaled=numbers.get("expert_weights_scale", 0.0) not in (0.0, 1.0),
-        normed=None if normed is None else normed > 0,
+        normed=numbers.get("expert_weights_norm", 0.0) > 0,
     )

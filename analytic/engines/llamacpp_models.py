@@ -28,8 +28,8 @@ class Recipe:
     expert_act: str = "swiglu"
     gating: str = "softmax"
     """Of a router without a correction; one with has ``sigmoid``."""
-    normed: bool = True
-    """Whether the chosen experts' weights are divided by their sum."""
+    normed: bool | None = True
+    """Whether the chosen experts' weights are divided by their sum; None where the file says."""
     ffn_norm: str = "ffn_norm"
     """Which norm comes before the feed-forward."""
     whole_heads_norm: bool = False
@@ -67,6 +67,7 @@ _COMMAND = Recipe(norm="norm", flow="parallel", scales_logits=True)
 _POST_NORM = Recipe(ffn_norm="post_attention_norm")
 _WHOLE = Recipe(whole_heads_norm=True)
 _SINGLE = Recipe(flow="single")
+_NEMOTRON = replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", normed=None, rows="after norm")
 
 RECIPES: Mapping[str, Recipe] = {
     **{name: Recipe() for name in ("llama", "qwen2", "qwen3", "qwen3moe", "mistral3", "smollm3")},
@@ -78,8 +79,8 @@ RECIPES: Mapping[str, Recipe] = {
     "gemma2": replace(_GEMMA, softcap=True, score_softcap=True),
     "gemma3": _GEMMA,
     "gpt-oss": replace(_POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows="before norm"),
-    "deepseek2": Recipe(normed=False),
-    "glm4moe": _POST_NORM,
+    "deepseek2": Recipe(normed=None),
+    "glm4moe": replace(_POST_NORM, normed=None),
     "seed_oss": _POST_NORM,
     "minimax-m2": _WHOLE,
     "olmo2": _WHOLE,
@@ -99,8 +100,8 @@ RECIPES: Mapping[str, Recipe] = {
     "cohere2": _COMMAND,
     "mamba": _SINGLE,
     "mamba2": _SINGLE,
-    "nemotron_h": replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", rows="after norm"),
-    "nemotron_h_moe": replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", rows="after norm"),
+    "nemotron_h": _NEMOTRON,
+    "nemotron_h_moe": _NEMOTRON,
     "falcon-h1": Recipe(flow="beside"),
     "qwen3next": replace(_DELTA, repeats_keys=True),
     "qwen35": replace(_DELTA, position_axes=4),
@@ -116,8 +117,8 @@ class Routing:
     groups: int = 1
     used_groups: int = 1
     scaled: bool = False
-    normed: bool | None = None
-    """None where the architecture's recipe decides."""
+    normed: bool = False
+    """Whether the chosen experts' weights are divided by their sum."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -290,7 +291,7 @@ class ModelGraph:
             index,
             used=layer.feed_forward.experts_per_token,
             gating="sigmoid" if corrected else recipe.gating,
-            normed=recipe.normed if routed.normed is None else routed.normed,
+            normed=routed.normed if recipe.normed is None else recipe.normed,
             scaled=routed.scaled,
             groups=routed.groups,
             used_groups=routed.used_groups,

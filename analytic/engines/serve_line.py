@@ -23,7 +23,10 @@ _IMAGE = re.compile(
     r"(?:[\w.-]+(?::\d+)?/)+[\w.-]*vllm[\w./-]*(?::(?P<tag>[\w.-]+))?(?:@sha256:[0-9a-f]+)?|vllm/[\w./-]+(?::(?P<vtag>[\w.-]+))?(?:@sha256:[0-9a-f]+)?"
 )
 _VERSION = re.compile(r"v?(\d+\.\d+\.\d+[\w.]*)")
-_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.api_server")
+_PROGRAM = re.compile(
+    r"(?:\S*/)?(?:vllm serve|python[\d.]* -m vllm\.entrypoints\.(?:openai\.)?api_server|"
+    r"python[\d.]* -m vllm(?:\.entrypoints\.cli\.main)? serve)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +124,12 @@ def _after_image(words: list[str], environment: dict[str, str]) -> tuple[list[st
 
 def _arguments(words: list[str], *, has_image: bool) -> list[str]:
     """What comes after the program; images run it by themselves."""
-    programs = (["vllm", "serve"], *(["-m", module] for module in _MODULES))
-    head, python = words[:2], words[1:3] if words and re.fullmatch(r"(?:.*/)?python[\d.]*", words[0]) else []
-    if [head[0].rpartition("/")[2], *head[1:]] == ["vllm", "serve"] if head else False:
-        return words[2:]
-    if python in programs:
-        return words[3:]
+    words = words[2:] if words[:2] == ["uv", "run"] else words
+    for size in (2, 3, 4):
+        if _PROGRAM.fullmatch(" ".join(words[:size])):
+            return words[size:]
     if has_image:
-        return words[1:] if head[:1] == ["serve"] else words
+        return words[1:] if words[:1] == ["serve"] else words
     said = " ".join(words[:3]) or "an empty line"
     raise UsageError(f"{said!r} does not serve a model with vLLM", hint="vllm serve MODEL …")
 

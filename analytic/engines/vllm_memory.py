@@ -51,9 +51,10 @@ def activation_peak(model: Model, run: VllmRun) -> tuple[Quantity, str]:
     held, warm = runner_bytes(model, run), moments(model.geometry, run)
     peaks = warm if run.enforce_eager else {**warm, "compile": compile_bytes(model, run)}
     name = max(peaks, key=peaks.__getitem__)
-    least = max(warm.values()) if run.pipeline_parallel_size == 1 else min(warm.values())
     less = 0.0 if run.enforce_eager or family(model.geometry).compiled else FUSED_FRACTION
-    low, high = int(least * (1 - less)), int(peaks[name] * (1 + UNSPLIT_FRACTION)) + _tower_bytes(model, run)
+    least = [size if moment == "sampler" else int(size * (1 - less)) for moment, size in warm.items()]
+    low = max(least) if run.pipeline_parallel_size == 1 else min(least)
+    high = int(peaks[name] * (1 + UNSPLIT_FRACTION)) + _tower_bytes(model, run)
     return bounded(held + low, held + peaks[name], held + high, "traced"), name
 
 

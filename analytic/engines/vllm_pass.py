@@ -28,6 +28,8 @@ SAMPLING_BYTES = 12
 """A logit: a copy in float32, masked to the top k, and their softmax (v1/worker/gpu/sample/sampler.py)."""
 MASKED_BYTES = 4
 """A logit without FlashInfer: the copy alone."""
+TURING_SMS = 72
+"""Multiprocessors of the largest GPU before FlashInfer's: Triton's kernel has a row of float32 for each."""
 CHECKPOINT_TOKENS = 16
 """Tokens between states that are kept along a prefill: the block of the prefix cache (mamba_utils.py)."""
 CONTEXT_TOKENS = 64 * 1024
@@ -132,12 +134,16 @@ def _makes_its_own(own: Moments, run: VllmRun) -> bool:
 
 
 def workspace_bytes(geometry: Geometry, moe: MixtureOfExperts, run: VllmRun) -> int:
-    """Both ends of the routed experts' two products, which stay (fused_moe/experts/*.py, workspace_shapes)."""
+    """Both ends of the routed experts' two products, which stay (fused_moe/experts/*.py, workspace_shapes).
+
+    With experts over several replicas each sees the tokens of all (all2all's all-gather).
+    """
     ranks = 1 if run.enable_expert_parallel else run.tensor_parallel_size
+    replicas = run.data_parallel_size if run.enable_expert_parallel else 1
     inner, hidden = moe.intermediate_size // ranks, geometry.hidden_size
     first = max((2 if moe.gated else 1) * inner, hidden)
     elements = moe.experts_per_token * (first + max(inner, hidden))
-    return run.max_num_batched_tokens * elements * itemsize(run.dtype)
+    return run.max_num_batched_tokens * replicas * elements * itemsize(run.dtype)
 
 
 def sampler_bytes(geometry: Geometry, run: VllmRun) -> int:
@@ -147,7 +153,7 @@ def sampler_bytes(geometry: Geometry, run: VllmRun) -> int:
     logits = requests * round_up(geometry.vocab_size, VOCABULARY_ROWS) * item
     has_flashinfer = run.capability is None or run.capability >= FLASHINFER_FROM
     each = SAMPLING_BYTES if has_flashinfer else MASKED_BYTES
-    rest = FLASHINFER_BYTES if has_flashinfer else 0
+    rest = FLASHINFER_BYTES if has_flashinfer else 4 * TURING_SMS * geometry.vocab_size
     return states + logits + requests * geometry.vocab_size * each + rest + 45 * requests + 4
 
 

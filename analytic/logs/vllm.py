@@ -193,6 +193,11 @@ def _settings(run: _Run) -> Mapping[str, Setting]:
     return {name: _plain(value) for name, value in {**asked, **run.seen, **resolved}.items()}
 
 
+def _size(run: _Run, name: str) -> int:
+    said = run.resolved.get(name, run.asked.get(name))
+    return said if isinstance(said, int) else 1
+
+
 def _plain(value: object) -> Setting:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
@@ -205,6 +210,10 @@ def _notes(run: _Run) -> Iterator[str]:
         yield f"vLLM {run.version}: the wording was checked for 0.6 to 0.33; what is recognised was read"
     if not names & {"weights", "consumed"}:
         yield "no line says what the weights took"
+    ranks = {fact.place for fact in run.facts if fact.name in ("weights", "consumed")}
+    world = _size(run, "tensor_parallel_size") * _size(run, "pipeline_parallel_size")
+    if 0 < len(ranks) < world:
+        yield f"{len(ranks)} of {world} ranks say what their weights took"
     if not names & set(lines_of.KV):
         yield "no line says what the KV cache has: the start ended before, or the lines are missing"
     elif not names & {"cuda_graphs", "cuda_graph_pool"} and run.resolved.get("enforce_eager") is not True:

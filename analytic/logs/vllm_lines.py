@@ -2,7 +2,8 @@
 executor/executor_base.py; V1: v1/worker/gpu_worker.py, v1/worker/gpu_model_runner.py and v1/core/kv_cache_utils.py).
 
 Up to 0.8.2 it printed "GB" for the weights and meant GiB (model_runner.py divides by ``2**30``); since 0.8.3 it says
-GiB. Four digits follow the point up to 0.14, then ``round(…, 2)``, which drops zeros: 48.5 GiB is 48.50.
+GiB. Four digits follow the point up to 0.11; at the latest since 0.19 it is ``round(…, 2)`` (utils/mem_utils.py,
+format_gib), which drops zeros: 48.5 GiB is 48.50.
 """
 
 import re

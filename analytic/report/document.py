@@ -61,7 +61,8 @@ def estimate_document(answer: Estimate) -> dict[str, Any]:
             "gpus_needed": answer.gpus_needed,
             "short_by_bytes": answer.short_by_bytes,
         },
-        "engine": {"name": answer.engine.NAME, "version": answer.engine.VERSION} | answer.details,
+        "engine": {"name": answer.engine.NAME, "version": answer.engine.VERSION, "ignored": list(answer.ignored)}
+        | answer.details,
         "capacity": {"max_sequences": answer.max_sequences, "max_tokens": answer.max_tokens},
         "levers": [asdict(lever) for lever in answer.levers] if answer.fits is False else [],
         "rule_of_thumb": asdict(answer.rule_of_thumb),

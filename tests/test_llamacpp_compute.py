@@ -1,0 +1,205 @@
+"""Compute buffers, and weights and caches on several GPUs, beside those of the real llama.cpp, to the byte."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llamacpp_runs import ARCHITECTURES, output_of
+from llamacpp_runs import DATA as RUNS
+from made_gguf import LLAMA, llama_tensors, write_gguf
+from record_llamacpp_compute import DATA, FILES
+
+from analytic.engines.llamacpp_graph import RECIPES, Buffer, compute_buffers
+from analytic.errors import UllageError, UsageError
+from analytic.loaded.gguf_file import gguf_file
+from analytic.loaded.llamacpp import layer_devices, llamacpp_weights
+from analytic.models.model import Model
+from analytic.models.resolve import resolve
+from analytic.state.llamacpp import llamacpp_state_by_layer
+
+MIB = 2**20
+RECORDED: dict[str, Any] = json.loads(DATA.read_text())
+LOGS: list[dict[str, Any]] = json.loads((DATA.parent / "public_logs.json").read_text())["logs"]
+
+
+def asked(run: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in run.items()}
+
+
+def reserved(model: Model, quantization: str | None, **settings: Any) -> dict[str, int]:
+    """Bytes of the graphs' buffers by place."""
+    rows = compute_buffers(model, dtype="bfloat16", quantization=quantization, **settings)
+    return {row.place: row.bytes for row in rows if row.note == "graph"}
+
+
+def require_same(model: Model, quantization: str | None, recorded: list[Any]) -> None:
+    for run, places in recorded:
+        ours = reserved(model, quantization, **asked(run))
+        assert ours == {place: compute for place, (_, _, compute) in places.items()}, run
+
+
+def file_of(name: str, folder: Path) -> Model:
+    tensors = {key: (kind, tuple(shape)) for key, (kind, shape) in RECORDED["files"][name]["tensors"].items()}
+    return resolve(str(write_gguf(folder / "model.gguf", name, FILES[name], tensors)))
+
+
+@pytest.mark.parametrize("name", RECORDED["catalogue"])
+def test_a_models_graphs_need_what_llama_cpp_reserves(name: str) -> None:
+    row = RECORDED["catalogue"][name]
+    require_same(resolve(name), row["quantization"], row["runs"])
+
+
+@pytest.mark.parametrize("name", RECORDED["files"])
+def test_a_files_graphs_need_what_llama_cpp_reserves(name: str, tmp_path: Path) -> None:
+    require_same(file_of(name, tmp_path), None, RECORDED["files"][name]["runs"])
+
+
+def test_enough_is_recorded() -> None:
+    """Architectures, and settings of each kind; every graph that is known has been compared."""
+    models = RECORDED["catalogue"] | RECORDED["files"]
+    runs = [run for row in models.values() for run, places in row["runs"] if places]
+    assert len(models) >= 35
+    assert len(runs) >= 300
+    for key, least in (("ctx_size", 5), ("ubatch_size", 2), ("parallel", 2), ("tensor_split", 2), ("backend", 1)):
+        assert len({str(run[key]) for run in runs if key in run}) >= least
+    architectures = {gguf_of(name) for name in RECORDED["catalogue"]} | set(RECORDED["files"])
+    assert architectures == set(RECIPES)
+
+
+def gguf_of(name: str) -> str:
+    return gguf_file(resolve(name), dtype="bfloat16", quantization=None, gpu_layers=999).architecture
+
+
+SEVERAL = ("llama-3.1-8b", "gemma-2-9b", "deepseek-v2-lite", "qwen3-next-80b-a3b", "nemotron-3-nano-30b-a3b")
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_weights_and_caches_go_to_the_gpus_that_llama_cpp_gives_them_to(name: str) -> None:
+    model, row = resolve(name), RECORDED["catalogue"][name]
+    for run, places in row["runs"]:
+        settings = asked(run)
+        split, layers = settings.get("tensor_split", (1.0,)), settings.get("gpu_layers", 999)
+        placed = {key: settings[key] for key in ("gpu_layers", "cpu_moe_layers", "backend") if key in settings}
+        weights = llamacpp_weights(
+            model, dtype="bfloat16", quantization=row["quantization"], mmap=False, tensor_split=split, **placed
+        )
+        by_place = {"GPU0" if held.place == "GPU" else held.place: held.bytes for held in weights}
+        assert {place: by_place[place] for place in places} == {place: size for place, (size, *_) in places.items()}
+        kept = ("ctx_size", "parallel", "ubatch_size", "cache_type_k", "cache_type_v", "kv_unified", "flash_attention")
+        states = llamacpp_state_by_layer(model.geometry, **{key: settings[key] for key in kept if key in settings})
+        devices = layer_devices(len(states), gpu_layers=layers, tensor_split=split)
+        for place, (_, state, _) in places.items():
+            here = [gpu is None or "backend" in settings if place == "host" else f"GPU{gpu}" == place for gpu in devices]
+            own = [size for size, is_here in zip(states, here, strict=False) if is_here]
+            # CUDA pads the last row of a quantised cache to 512 elements: less than 1 KiB a tensor
+            assert 0 <= state - sum(own) <= 2 * 1024 * len(own) * ("cache_type_k" in settings), run
+
+
+def test_one_gpu_keeps_its_name(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, llama_tensors())
+    model = resolve(str(path))
+    assert [row.place for row in llamacpp_weights(model, dtype="bfloat16", quantization=None)] == ["GPU", "host"]
+    rows = llamacpp_weights(model, dtype="bfloat16", quantization=None, tensor_split=(1.0, 1.0, 1.0))
+    assert [row.place for row in rows] == ["GPU0", "GPU1", "GPU2", "host"]
+
+
+def test_layers_are_shared_out_as_the_split_says() -> None:
+    # of 4 layers and the output: 0/5, 1/5, 2/5 < 1/2 <= 3/5, 4/5
+    assert layer_devices(4, gpu_layers=999, tensor_split=(1.0, 1.0)) == (0, 0, 0, 1, 1)
+    # the last three: 0/3 < 1/4 <= 1/3
+    assert layer_devices(4, gpu_layers=3, tensor_split=(1.0, 3.0)) == (None, None, 0, 1, 1)
+    assert layer_devices(2, gpu_layers=0, tensor_split=(1.0,)) == (None, None, None)
+    # a share of nothing
+    assert layer_devices(3, gpu_layers=999, tensor_split=(0.0, 1.0)) == (1, 1, 1, 1)
+
+
+def test_the_number_of_layers_does_not_matter_beyond_a_few(tmp_path: Path) -> None:
+    sizes = []
+    for layers in (3, 12):
+        path = write_gguf(
+            tmp_path / f"{layers}.gguf", "llama", {**LLAMA, "block_count": layers}, llama_tensors(layers=layers)
+        )
+        sizes.append(reserved(resolve(str(path)), None, ctx_size=8192))
+    assert sizes[0] == sizes[1]
+
+
+def test_without_flash_attention_the_scores_are_held() -> None:
+    model = resolve("llama-3.1-8b")
+    plain = reserved(model, "Q4_K_M", ctx_size=32768, flash_attention=False)["GPU0"]
+    flash = reserved(model, "Q4_K_M", ctx_size=32768)["GPU0"]
+    scores = 32768 * 512 * 32 * 4  # cells x tokens x heads, float32
+    assert scores < plain < scores + flash
+
+
+def test_several_gpus_hold_every_input_four_times() -> None:
+    model = resolve("llama-3.1-8b")
+    one = reserved(model, "Q4_K_M", ctx_size=32768)
+    two = reserved(model, "Q4_K_M", ctx_size=32768, tensor_split=(1.0, 1.0))
+    mask = 32768 * 512 * 2
+    assert 3 * mask < two["GPU0"] - one["GPU0"] < 4 * mask
+    assert 3 * mask < two["host"] - one["host"] < 4 * mask
+    # one GPU of several has no overlapping batches
+    alone = reserved(model, "Q4_K_M", ctx_size=32768, tensor_split=(1.0, 1.0), split_mode="none", main_gpu=1)
+    assert alone == one
+
+
+def test_the_outputs_are_on_the_host() -> None:
+    rows = compute_buffers(
+        resolve("llama-3.1-8b"), dtype="bfloat16", quantization="Q4_K_M", ctx_size=8192, parallel=4
+    )
+    logits = 4 * 128_256 * 4
+    assert rows[-1] == Buffer(place="host", bytes=logits, low=logits, high=logits, note="logits of 4 tokens")
+
+
+def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, llama_tensors())
+    model = resolve(str(path))
+    for settings, said in (
+        ({"ctx_size": 0}, "1 or more"),
+        ({"parallel": 0}, "1 or more"),
+        ({"backend": "rpc"}, "'rpc' are not modelled"),
+        ({"split_mode": "row"}, "row is not modelled"),
+        ({"split_mode": "tensor"}, "tensor is not modelled"),
+        ({"main_gpu": 1}, "there are 1 GPUs"),
+        ({"tensor_split": ()}, "GPUs"),
+        ({"tensor_split": (0.0, 0.0)}, "no split among GPUs"),
+        ({"tensor_split": (-1.0, 2.0)}, "no split among GPUs"),
+        ({"cache_type_k": "q9_0"}, "no cache type"),
+        ({"cache_type_v": "q8_0", "flash_attention": False}, "needs flash attention"),
+        ({"gpu_layers": -1}, "less than 0"),
+    ):
+        with pytest.raises(UllageError, match=re.escape(said)) as refused:
+            reserved(model, None, **{"ctx_size": 4096, **settings})
+        assert refused.value.hint
+    with pytest.raises(UsageError):
+        reserved(model, None, ctx_size=4096, ubatch_size=0)
+
+
+def test_an_architecture_without_a_graph_is_refused() -> None:
+    with pytest.raises(UllageError, match="the graph that llama.cpp builds of 'hunyuan-dense' is not known"):
+        reserved(resolve("hunyuan-7b"), None, ctx_size=4096)
+
+
+@pytest.mark.parametrize("log", [pytest.param(log, id=f"{log['model']} {log['settings']}") for log in LOGS])
+def test_public_logs_are_met_within_their_stated_error(log: dict[str, Any]) -> None:
+    """Of real GPUs and other builds, whose graphs were other ones: each log states how far off we are, and why."""
+    ours = reserved(resolve(log["model"]), log["quantization"], **asked(log["settings"]))
+    for place, printed in log["compute_mib"].items():
+        error = ours[place] / MIB / printed - 1
+        assert error == pytest.approx(log["error"][place], abs=0.0006), (place, ours[place] / MIB)
+
+
+_PRINTED = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
+LIVE = ("llama", "gemma2", "qwen3moe", "deepseek2", "command-r", "olmo2", "starcoder2")
+
+
+@pytest.mark.parametrize("architecture", LIVE)
+def test_the_installed_llama_cpp_prints_the_same(architecture: str, tmp_path: Path) -> None:
+    case = next(case for case in json.loads(RUNS.read_text())["cases"] if case["architecture"] == architecture)
+    path = write_gguf(tmp_path / "model.gguf", architecture, ARCHITECTURES[architecture], case["tensors"])
+    settings = {"n_ctx": 4096, "n_parallel": 2, "kv_unified": False, "flash_attn_type": "ENABLED"}
+    printed = _PRINTED.findall(output_of(path, **settings))
+    ours = reserved(resolve(str(path)), None, ctx_size=4096, parallel=2, backend="cpu")["host"]
+    assert ours / MIB == pytest.approx(float(printed[-1][1]), abs=0.0051)
