@@ -468,23 +468,37 @@ def compare(
 @app.command
 def calibrate(
     *results: Path,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
     hold_out: tuple[str, ...] = (),
+    engine_log: tuple[Path, ...] = (),
+    model: str | None = None,
+    gpu: str | None = None,
+    serving: ServeFlags | None = None,
     json: Flag = False,
 ) -> int:
-    """Fit the constants that no arithmetic gives (context, workspace, slack …) to measurements of one environment.
+    """Fit the constants that no arithmetic gives, to measurements of one environment or to an engine's logs.
 
     Parameters
     ----------
     results
         Files and folders of measurements (default: results/).
     output
-        Write the calibration to this file.
+        Write the calibration to this file (of logs: leave it out to see them beside the estimate).
     hold_out
         Measurements whose id holds this text are not fitted, only predicted; can be given again.
+    engine_log
+        What vLLM, llama.cpp or SGLang printed when it started, instead of measurements; can be given again.
+    model
+        The model of the logs, where they name a local path.
+    gpu
+        The GPU of the logs, where they do not say.
     json
         Print the calibration as one JSON document.
     """
+    if engine_log:
+        return _engine_logs(engine_log, results, model, gpu, (serving or ServeFlags()).given(), output, json=json)
+    if output is None:
+        raise UsageError("--output is missing", hint="write -o FILE")
     from analytic.calibrate import calibrate as fit
     from analytic.calibration import write_calibration
     from analytic.measurement import read_measurements
@@ -497,6 +511,41 @@ def calibrate(
         json=json,
         document="analytic.calibration:calibration_document",
         text="analytic.report.calibration:print_calibration",
+    )
+    return 0
+
+
+def _engine_logs(
+    logs: tuple[Path, ...],
+    more: tuple[Path, ...],
+    model: str | None,
+    gpu: str | None,
+    given: dict[str, Any],
+    output: Path | None,
+    *,
+    json: bool,
+) -> int:
+    from analytic.engine_constants import write_engine_calibration
+    from analytic.engine_fit import fit
+    from analytic.engine_logs import beside
+    from analytic.hardware import find_gpu
+    from analytic.logs import read_log
+    from analytic.report.engine_logs import Compared
+
+    device = None if gpu is None else find_gpu(gpu)
+    found = tuple(
+        beside(run, source=str(log), model=model, gpu=device, given=given)
+        for log in (*logs, *more)
+        for run in read_log(log)
+    )
+    fitted = None if output is None else fit(found)
+    if fitted is not None and output is not None:
+        write_engine_calibration(fitted, output)
+    show(
+        Compared(besides=found, fitted=fitted),
+        json=json,
+        document="analytic.report.engine_logs:compared_document",
+        text="analytic.report.engine_logs:print_compared",
     )
     return 0
 

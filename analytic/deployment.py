@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analytic.calibration import Calibration
+from analytic.engine_constants import EngineCalibration
 from analytic.flags import Flags
 from analytic.hardware import Gpu
 from analytic.models.model import Model
@@ -24,6 +25,8 @@ class Deployment:
     degrees: Degrees = field(default_factory=Degrees)
     calibration: Calibration | None = None
     """The constants that were fitted, where they are used."""
+    constants: EngineCalibration | None = None
+    """Likewise, of an engine's own logs."""
 
     @property
     def gpus(self) -> int:

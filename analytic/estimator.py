@@ -10,6 +10,7 @@ from typing import Any
 from analytic.asking import Asking, ask
 from analytic.calibration import Calibration, read_calibration, require_gpu, shipped
 from analytic.deployment import Deployment
+from analytic.engine_constants import EngineCalibration, read_engine_calibration
 from analytic.engines.engine import Engine, find_engine
 from analytic.errors import UllageError, UsageError
 from analytic.flags import Flags
@@ -81,6 +82,12 @@ class Estimate:
     def calibration(self) -> Calibration | None:
         """The constants that were fitted, where they were used."""
         return self.asked.calibration
+
+    @property
+    def calibrated_with(self) -> str | None:
+        """The id of the constants that were used."""
+        used = self.asked.calibration or self.asked.constants
+        return None if used is None else used.id
 
     @property
     def engine(self) -> Engine:
@@ -218,7 +225,7 @@ def estimate(
     gpu: str | Gpu | None = None,
     gpus: int | None = None,
     revision: str | None = None,
-    calibration: str | Path | Calibration | None = None,
+    calibration: str | Path | Calibration | EngineCalibration | None = None,
     **flags: Any,
 ) -> Estimate:
     """Estimate what serving ``model`` needs.
@@ -228,7 +235,8 @@ def estimate(
         gpu: a GPU of the table (``h100-80gb``, or ``h100-80gb:2`` for two), or None for a device without a limit.
         gpus: how many equal GPUs share the work; None for as many as ``gpu`` says, or the parallel sizes.
         revision: branch, tag or commit of a Hub model.
-        calibration: a calibration of this GPU, or its file; None takes the shipped one, if there is one.
+        calibration: a calibration of this GPU, of vLLM's own logs for that engine, or its file; None takes the shipped
+            one, if there is one.
         **flags: fields of `Request` and of `Flags`.
 
     Raises:
@@ -236,16 +244,30 @@ def estimate(
     """
     asked = ask(model, flags, revision=revision) if isinstance(model, str) else Asking(model=model, flags=flags)
     device, count = _device(gpu, gpus)
-    fitted = shipped(device) if calibration is None else _calibration(calibration, device)
     request, own = split_flags(asked.flags)
-    answer = run(asked.model, request, flags=own, gpu=device, gpus=count, calibration=fitted)
+    fitted, constants = _fitted(calibration, device, request.engine)
+    answer = run(asked.model, request, flags=own, gpu=device, gpus=count, calibration=fitted, constants=constants)
     return replace(answer, notes=asked.notes, ignored=asked.ignored)
 
 
-def _calibration(calibration: str | Path | Calibration, gpu: Gpu | None) -> Calibration:
-    fitted = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
-    require_gpu(fitted, gpu)
-    return fitted
+def _fitted(
+    given: str | Path | Calibration | EngineCalibration | None, gpu: Gpu | None, engine: str
+) -> tuple[Calibration | None, EngineCalibration | None]:
+    """The constants of a device, for transformers, or those of an engine's logs."""
+    if engine == "transformers":
+        if isinstance(given, EngineCalibration):
+            raise UsageError("constants of vLLM's logs say nothing of transformers", hint="add --engine vllm")
+        if given is None:
+            return shipped(gpu), None
+        fitted = given if isinstance(given, Calibration) else read_calibration(Path(given))
+        require_gpu(fitted, gpu)
+        return fitted, None
+    if given is None:
+        return None, None
+    constants = given if isinstance(given, EngineCalibration | Calibration) else read_engine_calibration(Path(given))
+    if not isinstance(constants, EngineCalibration) or constants.engine != engine:
+        raise UsageError(f"no constants of {engine} in the calibration", hint="fit some: ullage calibrate --engine-log")
+    return None, constants
 
 
 def run(
@@ -256,12 +278,13 @@ def run(
     gpu: Gpu | None = None,
     gpus: int | None = None,
     calibration: Calibration | None = None,
+    constants: EngineCalibration | None = None,
 ) -> Estimate:
     """Estimate a resolved model; the fast path for many requests.
 
     ``calibration`` is taken to be of ``gpu``; it is left out where its attention implementations are others.
     """
-    asked = deploy(model, request, flags=flags, gpu=gpu, gpus=gpus, calibration=calibration)
+    asked = deploy(model, request, flags=flags, gpu=gpu, gpus=gpus, calibration=calibration, constants=constants)
     return Estimate(asked=asked, ledgers=ledgers_of(asked))
 
 
@@ -273,6 +296,7 @@ def deploy(
     gpu: Gpu | None = None,
     gpus: int | None = None,
     calibration: Calibration | None = None,
+    constants: EngineCalibration | None = None,
 ) -> Deployment:
     """Everything that the ledgers follow from, the engine's defaults resolved.
 
@@ -295,6 +319,7 @@ def deploy(
             rest=engine.REST,
         ),
         calibration=calibration,
+        constants=constants,
     )
     return engine.prepare(asked)
 

@@ -18,8 +18,8 @@ fattn.cu and topk-moe.cu, which decide what flash attention and the experts' rou
         -Wl,-rpath,BUILD/bin
 
 Models are those of the catalogue, converted by llama.cpp's own converter, with the types that a mixture gives their
-tensors; and files of architectures that the catalogue lacks. Weights and caches are not allocated (`no_alloc`): llama.cpp
-builds and schedules its graphs, and reserves its compute buffers for them.
+tensors; and files of architectures that the catalogue lacks. Weights and caches are not allocated (`no_alloc`):
+llama.cpp builds and schedules its graphs, and reserves its compute buffers for them.
 """
 
 import json
@@ -201,7 +201,9 @@ class Probe:
 
 
 def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(int(value) if value in (True, False) else value)
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def places(buffers: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -223,6 +225,7 @@ CATALOGUE: dict[str, str | None] = {
     "qwen3-next-80b-a3b": "Q4_K_M",
     "qwen3.5-9b": "Q4_K_M",
     "qwen3.5-35b-a3b": "Q4_K_M",
+    "gemma-7b": "Q4_K_M",
     "gemma-2-9b": "Q4_K_M",
     "gemma-3-12b": "Q4_K_M",
     "phi-3-mini": "Q4_K_M",

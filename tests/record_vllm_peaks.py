@@ -173,7 +173,7 @@ def config_of(wanted: dict[str, Any], folder: Path) -> Any:
     own.mkdir(parents=True, exist_ok=True)
     (own / "config.json").write_text(text, encoding="utf-8")
     degree = wanted.get("tp", 1)
-    positions = json.loads(text).get("max_position_embeddings") or json.loads(text).get("n_positions") or 4096
+    positions = json.loads(text).get("max_position_embeddings") or json.loads(text).get("n_positions") or 2048
     several = {"tensor_parallel_size": degree, "distributed_executor_backend": "mp"} if degree > 1 else {}
     return EngineArgs(
         model=str(own),

@@ -46,7 +46,7 @@ def test_a_line_without_a_length_takes_the_models_and_says_so() -> None:
 def test_kernels_of_a_packed_checkpoint_are_no_quantisation_of_it() -> None:
     told = analytic.estimate("vllm serve openai/gpt-oss-20b --quantization mxfp4 --max-model-len 4096", gpu="h100-80gb")
     assert told.request.quantization is None
-    online = analytic.estimate("vllm serve meta-llama/Llama-3.1-8B --quantization fp8 --max-model-len 4096")
+    online = analytic.estimate("vllm serve meta-llama/Llama-3.1-8B --quantization fp8 --max-model-len 4096", gpu="l4")
     assert online.request.quantization == "fp8"
 
 

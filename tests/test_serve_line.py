@@ -124,7 +124,7 @@ LAUNCHES = (
     "python3.12 -m vllm.entrypoints.openai.api_server -tp 2 --model a/b",
     "python -m vllm.entrypoints.cli.main serve a/b -tp 2",
     "uv run vllm serve a/b -tp 2",
-    "docker run --runtime nvidia --gpus all -v ~/.cache:/root/.cache -p 8000:8000 --ipc=host "
+    "docker run --runtime nvidia --gpus all -v $PWD/cache:/cache -p 8000:8000 --ipc=host "
     "vllm/vllm-openai:latest --model a/b -tp 2",
     "docker run --name vllm -e HF_TOKEN=x --rm vllm/vllm-openai:v0.11.2 a/b -tp 2",
     "docker run --gpus all nvcr.io/nvidia/vllm:26.08-py3 vllm serve a/b -tp 2",

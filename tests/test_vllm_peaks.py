@@ -33,6 +33,7 @@ TOLERANCE = 0.001
 """Of the peaks in bytes requested: all but a few are equal to the byte."""
 FURTHER = {
     "nemotron-3-nano-30b-a3b": 0.006,  # Triton's benchmark buffer is as wide as the norm in float32 that is counted
+    "gpt-oss-20b": 0.012,  # 8 MiB that Marlin keeps, on capability 8.0
     "qwen3-30b-a3b fp8-blocks": 0.04,  # the attention's output is quantised beside the experts' workspace
 }
 """What is further off, and why."""
@@ -46,7 +47,7 @@ def cut(name: str, layers: int) -> Model:
 
 def run_of(case: dict[str, Any]) -> VllmRun:
     model = cut(case["model"], case["layers"])
-    positions = model.geometry.max_position_embeddings or 4096
+    positions = model.geometry.max_position_embeddings or 2048
     return VllmRun(
         dtype=case.get("dtype", "bfloat16"),
         quantization=case.get("format") or case.get("quantization"),
@@ -74,7 +75,7 @@ def test_peak_is_what_vllm_asked_for(case: dict[str, Any]) -> None:
     warm = max(case["forward"], case["sampler"])
     own = f"{case['model']} {case['format']}" if "format" in case else case["model"]
     assert found.low_bytes - held == pytest.approx(warm, rel=FURTHER.get(own, TOLERANCE))
-    assert found.low_bytes - held <= case["allocated"] <= found.high_bytes - held
+    assert (found.low_bytes - held) * (1 - TOLERANCE) <= case["allocated"] <= found.high_bytes - held
     if case["eager"]:
         assert (moment == "sampler") == (case["sampler"] >= case["forward"])
 

@@ -115,22 +115,21 @@ def ledgers(asked: Deployment) -> tuple[Ledger, ...]:
         UsageError: the context that was asked for does not hold the sequences.
     """
     _require_cells(asked)
-    held = _held(
-        asked.model,
-        asked.dtype,
-        asked.request.weight_format,
-        asked.request.batch_size,
-        _context_size(asked),
-        asked.flags,
-    )
-    return tuple(_ledger(asked, held, index, name) for index, name in enumerate(gpu_names(asked.degrees.pipeline)))
+    return tuple(_ledger(asked, index, name) for index, name in enumerate(gpu_names(asked.degrees.pipeline)))
+
+
+_Held = tuple[tuple[Loaded, ...], tuple[tuple[Held, ...], ...], tuple[Buffer, ...], Mapping[int | None, Span]]
+
+
+def held(asked: Deployment) -> _Held:
+    """Weights by place, state of each GPU and last of the host, buffers, and the layers of each device."""
+    request = asked.request
+    size = _context_size(asked)
+    return _held(asked.model, asked.dtype, request.weight_format, request.batch_size, size, asked.flags)
 
 
 @lru_cache(maxsize=1024)
-def _held(
-    model: Model, dtype: str, quantization: str | None, parallel: int, ctx_size: int, flags: Flags
-) -> tuple[tuple[Loaded, ...], tuple[tuple[Held, ...], ...], tuple[Buffer, ...], Mapping[int | None, Span]]:
-    """Weights by place, state of each GPU and last of the host, buffers, and the layers of each device."""
+def _held(model: Model, dtype: str, quantization: str | None, parallel: int, ctx_size: int, flags: Flags) -> _Held:
     assert flags.n_gpu_layers is not None
     assert flags.tensor_split is not None
     file: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "gpu_layers": flags.n_gpu_layers}
@@ -177,8 +176,8 @@ def _part(geometry: Geometry, devices: tuple[int | None, ...], place: int | None
     return replace(geometry, layers=own)
 
 
-def _ledger(asked: Deployment, held: Any, index: int, name: str) -> Ledger:
-    weights, state, buffers, spans = held
+def _ledger(asked: Deployment, index: int, name: str) -> Ledger:
+    weights, state, buffers, spans = held(asked)
     (loaded,) = (row for row in weights if row.place == name)
     compute = [buffer for buffer in buffers if buffer.place == f"GPU{index}"]
     computing = bounded(
@@ -294,14 +293,7 @@ def lines(asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:
 
 def details(asked: Deployment, rows: tuple[Ledger, ...]) -> dict[str, Any]:
     """Settings, and what the host holds: mapped weights are read from the file, and may be dropped again."""
-    weights, state, buffers, _ = _held(
-        asked.model,
-        asked.dtype,
-        asked.request.weight_format,
-        asked.request.batch_size,
-        _context_size(asked),
-        asked.flags,
-    )
+    weights, state, buffers, _ = held(asked)
     (host,) = (row for row in weights if row.place == "host")
     return {
         "ctx_size": _context_size(asked),

@@ -11,8 +11,22 @@ from analytic.engines.llamacpp_tensors import Tensor
 from analytic.quantity import round_up
 
 IN_PLACE = frozenset(
-    ("scale", "add", "add_id", "sub", "mul", "div", "sqr", "sqrt", "unary", "rope", "rms_norm", "clamp", "soft_max")
-    + ("fill",)
+    (
+        "scale",
+        "fill",
+        "add",
+        "add_id",
+        "sub",
+        "mul",
+        "div",
+        "sqr",
+        "sqrt",
+        "unary",
+        "rope",
+        "rms_norm",
+        "clamp",
+        "soft_max",
+    )
 )
 """Operations that may write over a source (ggml_op_can_inplace)."""
 

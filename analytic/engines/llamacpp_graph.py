@@ -15,7 +15,6 @@ from analytic.engines.llamacpp_recurrent import Recurrences, States
 from analytic.engines.llamacpp_sched import Devices, buffer_sizes
 from analytic.engines.llamacpp_tensors import Tensor
 from analytic.errors import UllageError, UsageError
-from analytic.formats.ggml import BY_NAME
 from analytic.loaded import ALL_LAYERS
 from analytic.loaded.gguf_file import GgufFile, gguf_file
 from analytic.loaded.llamacpp import BACKENDS, layer_devices, placed_tensors
@@ -307,11 +306,14 @@ def _routing(model: Model, file: GgufFile) -> Routing:
     """Of the file, or of the config that it is converted from; what is missing has no part in the graph."""
     text = model.config.get("text_config")
     config = text if isinstance(text, Mapping) else model.config
-    given = file.numbers or {name: config[key] for name, key in _ROUTING.items() if key in config}
-    numbers = {name: float(given[name]) for name in _ROUTING if isinstance(given.get(name), int | float)}
+    given: Mapping[str, object] = file.numbers or {name: config.get(key) for name, key in _ROUTING.items()}
+    numbers = {
+        name: float(value) for name, value in given.items() if name in _ROUTING and isinstance(value, int | float)
+    }
+    normed = numbers.get("expert_weights_norm")
     return Routing(
         groups=int(numbers.get("expert_group_count", 1)),
         used_groups=int(numbers.get("expert_group_used_count", 1)),
         scaled=numbers.get("expert_weights_scale", 0.0) not in (0.0, 1.0),
-        normed=numbers.get("expert_weights_norm", 0.0) > 0,
+        normed=None if normed is None else normed > 0,
     )

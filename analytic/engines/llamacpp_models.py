@@ -28,8 +28,10 @@ class Recipe:
     expert_act: str = "swiglu"
     gating: str = "softmax"
     """Of a router without a correction; one with has ``sigmoid``."""
-    normed: bool | None = True
-    """Whether the chosen experts' weights are divided by their sum; None where the file says."""
+    normed: bool = True
+    """Whether the chosen experts' weights are divided by their sum."""
+    normed_by_file: bool = False
+    """Whether the file may say otherwise."""
     ffn_norm: str = "ffn_norm"
     """Which norm comes before the feed-forward."""
     whole_heads_norm: bool = False
@@ -46,8 +48,8 @@ class Recipe:
     score_softcap: bool = False
     """Attention's scores go through a tanh."""
     rows: str = "last layer"
-    """Where the wanted tokens are taken from the rest: in the last layer, or ``before norm`` or ``after norm`` at its end,
-    where the rows of all tokens are kept for a prediction layer."""
+    """Where the wanted tokens are taken from the rest: in the last layer; or ``before norm`` or ``after norm`` at the
+    end, where the rows of all tokens are kept for a prediction layer."""
     position_axes: int = 1
     """Numbers of a token's position."""
     repeats_keys: bool = False
@@ -67,10 +69,10 @@ _COMMAND = Recipe(norm="norm", flow="parallel", scales_logits=True)
 _POST_NORM = Recipe(ffn_norm="post_attention_norm")
 _WHOLE = Recipe(whole_heads_norm=True)
 _SINGLE = Recipe(flow="single")
-_NEMOTRON = replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", normed=None, rows="after norm")
+_NEMOTRON = replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", normed_by_file=True, rows="after norm")
 
 RECIPES: Mapping[str, Recipe] = {
-    **{name: Recipe() for name in ("llama", "qwen2", "qwen3", "qwen3moe", "mistral3", "smollm3")},
+    **{name: Recipe() for name in ("llama", "qwen2", "qwen3", "qwen3moe", "smollm3")},
     "phi3": Recipe(act="halves", scales_query=True, stream_first=(False, True)),
     "lfm2": Recipe(stream_first=(True, True)),
     "chatglm": Recipe(act="halves"),
@@ -79,15 +81,14 @@ RECIPES: Mapping[str, Recipe] = {
     "gemma2": replace(_GEMMA, softcap=True, score_softcap=True),
     "gemma3": _GEMMA,
     "gpt-oss": replace(_POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows="before norm"),
-    "deepseek2": Recipe(normed=None),
-    "glm4moe": replace(_POST_NORM, normed=None),
+    "deepseek2": Recipe(normed=False, normed_by_file=True),
+    "glm4moe": replace(_POST_NORM, normed_by_file=True),
     "seed_oss": _POST_NORM,
     "minimax-m2": _WHOLE,
     "olmo2": _WHOLE,
     "llama4": Recipe(gating="sigmoid", normed=False, weigh_first=True),
     "apertus": Recipe(act="xielu"),
     "granite": _GRANITE,
-    "granitemoe": _GRANITE,
     "granitehybrid": _GRANITE,
     "gpt2": _CLASSIC,
     "bloom": _CLASSIC,
@@ -117,8 +118,8 @@ class Routing:
     groups: int = 1
     used_groups: int = 1
     scaled: bool = False
-    normed: bool = False
-    """Whether the chosen experts' weights are divided by their sum."""
+    normed: bool | None = None
+    """Whether the chosen experts' weights are divided by their sum; None where it does not say."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -291,7 +292,7 @@ class ModelGraph:
             index,
             used=layer.feed_forward.experts_per_token,
             gating="sigmoid" if corrected else recipe.gating,
-            normed=routed.normed if recipe.normed is None else recipe.normed,
+            normed=recipe.normed if routed.normed is None or not recipe.normed_by_file else routed.normed,
             scaled=routed.scaled,
             groups=routed.groups,
             used_groups=routed.used_groups,
@@ -366,7 +367,8 @@ def _single(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> Tens
 
 
 def _beside(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> Tensor:
-    assert layer.mixer is not None and layer.recurrent is not None
+    assert layer.mixer is not None
+    assert layer.recurrent is not None
     attended = model.mixed(index, layer.mixer, model.norm(stream, "attn_norm", index))
     scanned = model.mixed(index, layer.recurrent, model.norm(stream, "attn_norm", index))
     stream = ops.like("add", ops.like("add", attended, scanned), stream)

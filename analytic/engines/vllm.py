@@ -12,8 +12,10 @@ from math import ceil
 from typing import Any
 
 from analytic.deployment import Deployment
+from analytic.engine_constants import EngineCalibration
 from analytic.engines.vllm_memory import VllmRun, activation_peak, cuda_graph_bytes, defaults, non_torch_bytes
 from analytic.errors import UllageError, UsageError
+from analytic.flags import Flags
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Component, Ledger, Part, Phase
@@ -117,6 +119,7 @@ def stages(asked: Deployment) -> tuple[Stage, ...]:
         asked.gpu,
         asked.degrees,
         flags,
+        asked.constants,
     )
 
 
@@ -128,24 +131,33 @@ def _stages(
     kv_cache_dtype: str,
     gpu: Gpu | None,
     degrees: Degrees,
-    flags: Any,
+    flags: Flags,
+    constants: EngineCalibration | None,
 ) -> tuple[Stage, ...]:
+    assert flags.max_num_batched_tokens is not None
+    assert flags.max_num_seqs is not None
+    assert flags.max_model_len is not None
+    assert flags.block_size is not None
     run = VllmRun(
         dtype=dtype,
         tensor_parallel_size=degrees.tensor,
         pipeline_parallel_size=degrees.pipeline,
-        enable_expert_parallel=flags.enable_expert_parallel,
+        enable_expert_parallel=bool(flags.enable_expert_parallel),
         data_parallel_size=degrees.data,
         max_num_batched_tokens=flags.max_num_batched_tokens,
         max_num_seqs=flags.max_num_seqs,
         max_model_len=flags.max_model_len,
-        enforce_eager=flags.enforce_eager,
+        enforce_eager=bool(flags.enforce_eager),
         quantization=quantization,
         capability=gpu.capability if gpu else None,
     )
     activations, moment = activation_peak(model, run)
     graphs = cuda_graph_bytes(model, run)
     non_torch = non_torch_bytes(run, gpu)
+    if constants is not None:
+        activations = constants.applied("activations", activations)
+        graphs = constants.applied("graphs", graphs)
+        non_torch = constants.applied("libraries" if degrees.tensor == 1 else "libraries-several", non_torch)
     spans = pipeline_spans(len(model.geometry.layers), degrees.pipeline)
     return tuple(
         Stage(

@@ -30,8 +30,8 @@ STATE_BYTES = 36
 """A request: lengths, computed and last tokens (v1/worker/gpu/states.py, input_batch.py)."""
 TOKEN_BYTES = 4 + 8 + 1
 """A token of a batch: its id, position, and whether it is padding (v1/worker/gpu/input_batch.py)."""
-FUSED_FRACTION = 0.3
-"""By how much a compiled pass may need less than an eager one, where only the eager one was recorded."""
+FUSED_FRACTION, UNFUSED_FRACTION = 0.3, 0.05
+"""By how much a compiled pass may need less, or more, than an eager one, where only the eager one was recorded."""
 UNSPLIT_FRACTION = 0.065
 """By how much the allocator's own count may exceed the tensors': no block over 20 MiB is split while vLLM profiles, so
 that a smaller tensor takes a larger one's block whole, and experts' inputs may be quantised beside them. Most in the
@@ -51,10 +51,11 @@ def activation_peak(model: Model, run: VllmRun) -> tuple[Quantity, str]:
     held, warm = runner_bytes(model, run), moments(model.geometry, run)
     peaks = warm if run.enforce_eager else {**warm, "compile": compile_bytes(model, run)}
     name = max(peaks, key=peaks.__getitem__)
-    less = 0.0 if run.enforce_eager or family(model.geometry).compiled else FUSED_FRACTION
+    is_recorded = run.enforce_eager or family(model.geometry).compiled is not None
+    less, more = (0.0, 0.0) if is_recorded else (FUSED_FRACTION, UNFUSED_FRACTION)
     least = [size if moment == "sampler" else int(size * (1 - less)) for moment, size in warm.items()]
     low = max(least) if run.pipeline_parallel_size == 1 else min(least)
-    high = int(peaks[name] * (1 + UNSPLIT_FRACTION)) + _tower_bytes(model, run)
+    high = int(peaks[name] * (1 + more + UNSPLIT_FRACTION)) + _tower_bytes(model, run)
     return bounded(held + low, held + peaks[name], held + high, "traced"), name
 
 

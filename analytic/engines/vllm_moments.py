@@ -73,6 +73,8 @@ class Family:
     """None where a compiled run was not recorded; the eager one stands for it, with a wider interval."""
     checkpoints: bool = False
     """Whether a recurrent mixer keeps states along a prefill, for the prefix cache (gdn/qwen_gdn_linear_attn.py)."""
+    padded_experts: tuple[int, int] = (1, 1)
+    """What the experts' inner size and the stream are a multiple of inside Marlin's kernel."""
     narrows_rotary: bool = False
     """Whether an eager pass replaces the rotary table, which was loaded in float32, by one in the serving dtype."""
 
@@ -97,6 +99,8 @@ LATENT_COMPILED = Need(context=1, q=1, o=1, h=1, normed=1, rope=1)
 
 GATED_ATTENTION = QKV + Need(q=5, k=1, o=1, h=4, one=16)
 """Queries come with gates, both are copied as keys are, and the output is gated."""
+GPT_OSS_ATTENTION = QKV + Need(o=1, h=3, one=192)
+"""The experts' output is 192 elements wider than the stream where Marlin runs them."""
 ROTATED32 = QKV + Need(q=3, k=7, o=0, h=2)
 """OLMo: normed queries and keys, and both rotated in float32, the keys last."""
 
@@ -107,7 +111,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family(eager=_dense(4)),
     "qwen3": QWEN3,
     "gemma": GEMMA,
-    "gemma2": GEMMA,
+    "gemma2": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
     "gemma3_text": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
     "granite": Family(eager=_dense(4)),
     "cohere": Family(eager=_dense(5)),
@@ -122,7 +126,14 @@ FAMILIES: Mapping[str, Family] = {
     "hunyuan_v1_dense": Family(eager=_dense(4, rope=2)),
     "olmo2": Family(eager=_dense(4, rope=4, attention=ROTATED32 + Need(rope=4))),
     "olmo3": Family(eager=_dense(4, rope=8, attention=ROTATED32 + Need(rope=8))),
-    "mixtral": Family(eager=Moments(attention=QKV + Need(o=1, h=3))),
+    "phi": Family(eager=_dense(4, mlp=Need(i=4), rope=0.8)),
+    "opt": Family(eager=_dense(4, mlp=Need(i=2))),
+    "gptj": Family(eager=_dense(3, mlp=Need(i=2))),
+    "gpt_neox": Family(eager=_dense(4, mlp=Need(i=2), attention=QKV + Need(q=2, k=3, h=4, one=64))),
+    "mixtral": Family(
+        eager=Moments(attention=QKV + Need(o=1, h=3)),
+        compiled=Moments(attention=QKV + Need(q=1, k=1, o=1, h=3)),
+    ),
     "phimoe": Family(eager=Moments(attention=QKV + Need(q=1, k=1, o=1, h=4))),
     "llama4_text": Family(eager=Moments(attention=QKV + Need(q=5, h=2))),
     "qwen3_moe": Family(
@@ -137,8 +148,9 @@ FAMILIES: Mapping[str, Family] = {
     "minimax_m2": Family(eager=Moments(attention=QKV + Need(q=6, k=2, h=2, one=4))),
     "gpt_oss": Family(
         narrows_rotary=True,
-        eager=Moments(attention=QKV + Need(o=1, h=3), experts=Need(routed_i=1, routed_h=1, h=4, one=55)),
-        compiled=Moments(attention=QKV + Need(o=1, h=3), experts=Need(routed_i=1, routed_h=1, q=1, h=4, one=55)),
+        padded_experts=(128, 256),
+        eager=Moments(attention=GPT_OSS_ATTENTION, experts=Need(routed_i=1, routed_h=1, h=4, one=55)),
+        compiled=Moments(attention=GPT_OSS_ATTENTION, experts=Need(routed_i=1, routed_h=1, q=1, h=4, one=55)),
     ),
     "qwen3_next": Family(
         checkpoints=True,

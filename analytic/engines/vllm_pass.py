@@ -82,16 +82,16 @@ def moments(geometry: Geometry, run: VllmRun) -> dict[str, int]:
     """
     known = family(geometry)
     own = known.eager if run.enforce_eager or known.compiled is None else known.compiled
-    left = -_narrowed_bytes(geometry, run) if known.narrows_rotary and run.enforce_eager else 0
-    found: dict[str, int] = {}
+    given_up = _narrowed_bytes(geometry, run) if known.narrows_rotary and run.enforce_eager else 0
+    left, found = 0, dict[str, int]()
     for layer in geometry.layers:
         if known.checkpoints and isinstance(layer.mixer, Recurrent) and _has_flashinfer_scan(run):
             left = max(left, checkpoint_bytes(layer.mixer, run))
         for name, size in _of_layer(geometry, own, layer, run, routed=left > 0):
-            found[name] = max(found.get(name, 0), left + size)
+            found[name] = max(found.get(name, 0), left + size - given_up)
         if isinstance(layer.feed_forward, MixtureOfExperts) and not _makes_its_own(own, run):
             left = max(left, workspace_bytes(geometry, layer.feed_forward, run))
-    return {**found, "sampler": left + sampler_bytes(geometry, run)}
+    return {**found, "sampler": left + sampler_bytes(geometry, run) - given_up}
 
 
 def _of_layer(
@@ -140,7 +140,8 @@ def workspace_bytes(geometry: Geometry, moe: MixtureOfExperts, run: VllmRun) -> 
     """
     ranks = 1 if run.enable_expert_parallel else run.tensor_parallel_size
     replicas = run.data_parallel_size if run.enable_expert_parallel else 1
-    inner, hidden = moe.intermediate_size // ranks, geometry.hidden_size
+    inner_of, hidden_of = family(geometry).padded_experts
+    inner, hidden = round_up(moe.intermediate_size // ranks, inner_of), round_up(geometry.hidden_size, hidden_of)
     first = max((2 if moe.gated else 1) * inner, hidden)
     elements = moe.experts_per_token * (first + max(inner, hidden))
     return run.max_num_batched_tokens * replicas * elements * itemsize(run.dtype)

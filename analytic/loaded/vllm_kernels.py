@@ -168,7 +168,7 @@ KERNELS: Mapping[_Key, _Rows] = {
     **_both(
         "fp8-128x128",
         (_BLOCKS_MARLIN, _BLOCKS_MARLIN, _BLOCKS, _BLOCKS_E8M0),
-        (_BLOCKS_MARLIN, _BLOCKS_MARLIN, _BLOCKS_STACKED, _BLOCKS_STACKED, _BLOCKS, None),
+        (_BLOCKS_MARLIN, _BLOCKS_MARLIN, *(_BLOCKS_STACKED,) * 3, None),
     ),
     ("mxfp4", "experts"): _rows(*(_MXFP4_MARLIN,) * 3, _MXFP4_TRITON, None, _MXFP4_MARLIN),
 }

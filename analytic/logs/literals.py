@@ -1,10 +1,11 @@
 """Settings as engines print them: ``key=value`` lists and Python dictionaries, read and never run."""
 
-import ast
+import re
 from collections.abc import Iterator
 
-VALUE_CHARACTERS = 4096
-
+_NAMED = {"None": None, "True": True, "False": False}
+_NUMBER = re.compile(r"-?\d{1,18}(?:\.\d{1,18})?(?:e-?\d{1,3})?")
+_ESCAPED = re.compile(r"\\(['\"\\])")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -48,10 +49,11 @@ def pairs(text: str, sign: str) -> dict[str, object]:
 
 
 def literal(text: str) -> object:
-    """A Python literal, else the text (``torch.bfloat16`` is ``bfloat16``, ``LoadFormat.AUTO`` stays)."""
-    if len(text) <= VALUE_CHARACTERS:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            pass
+    """None, a truth value, a number or a string without its quotes; else the text (of ``torch.float16`` the name)."""
+    if text in _NAMED:
+        return _NAMED[text]
+    if _NUMBER.fullmatch(text):
+        return float(text) if "." in text or "e" in text else int(text)
+    if len(text) >= 2 and text[0] in "'\"" and text[-1] == text[0]:
+        return _ESCAPED.sub(r"\1", text[1:-1])
     return text.removeprefix("torch.")

@@ -68,7 +68,7 @@ def estimate_document(answer: Estimate) -> dict[str, Any]:
         "rule_of_thumb": asdict(answer.rule_of_thumb),
         "warnings": list(answer.warnings),
         "not_modeled": [*NOT_MODELED, *answer.engine.NOT_MODELED],
-        "calibration": answer.calibration.id if answer.calibration else None,
+        "calibration": answer.calibrated_with,
     }
 
 

@@ -153,8 +153,8 @@ def _print_notes(answer: Estimate, console: Console) -> None:
         )
     rule = answer.rule_of_thumb
     console.print(f"[dim]The rule of thumb says {rule.total_bytes / 1e9:,.1f} GB ({_gib(rule.total_bytes)} GiB).[/]")
-    if answer.calibration is not None:
-        console.print(f"[dim]Calibrated with {escape(answer.calibration.id)}.[/]", soft_wrap=True)
+    if answer.calibrated_with is not None:
+        console.print(f"[dim]Calibrated with {escape(answer.calibrated_with)}.[/]", soft_wrap=True)
     if answer.ignored:
         console.print(f"[dim]Without effect on memory: {escape(' '.join(answer.ignored))}[/]", highlight=False)
     for warning in answer.warnings:

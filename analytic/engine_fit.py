@@ -1,0 +1,89 @@
+"""Fit an engine's constants to logs of its starts, as `analytic.engine_logs` lays them beside the estimate."""
+
+import random
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from analytic.engine_constants import Constant, EngineCalibration, Scale
+from analytic.engine_logs import Beside, Row
+from analytic.errors import UllageError
+
+DRAWS = 2000
+"""Bootstrap draws of runs."""
+
+_COMPONENTS: tuple[tuple[Constant, str, bool | None], ...] = (
+    ("activations", "activations", None),
+    ("graphs", "graphs", None),
+    ("libraries", "libraries", False),
+    ("libraries-several", "libraries", True),
+)
+"""Constant, the component of a row that tells it, and whether only of runs with tensor parallelism, or without."""
+
+
+def fit(found: Sequence[Beside]) -> EngineCalibration:
+    """Scales of what vLLM's estimates only assume; of llama.cpp nothing is left to fit in what it prints.
+
+    Raises:
+        UllageError: no log of vLLM, or none with a figure that a constant hangs on.
+    """
+    runs = [beside for beside in found if beside.run.engine == "vllm"]
+    if not runs:
+        raise UllageError(
+            "no constants to fit: only vLLM's start prints what its estimate assumes",
+            hint="leave -o out to see the logs beside the estimate",
+        )
+    scales, lacking = [], []
+    for constant, component, several in _COMPONENTS:
+        pairs = list(_pairs(runs, component, several))
+        if pairs:
+            scales.append(_scale(constant, pairs))
+        else:
+            lacking.append(f"{constant}: no log prints it")
+    if not scales:
+        raise UllageError("no log prints activations, libraries or CUDA graphs", hint="give logs of the whole start")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    versions = tuple(sorted({beside.run.version or "unknown" for beside in runs}))
+    return EngineCalibration(
+        id=f"vllm-{versions[0] if len(versions) == 1 else 'several'}-{len(runs)}-runs",
+        created_at=now,
+        engine="vllm",
+        versions=versions,
+        gpus=tuple(sorted({beside.asked.gpu.name for beside in runs if beside.asked and beside.asked.gpu})),
+        scales=tuple(scales),
+        lacking=tuple(lacking),
+        runs=tuple(f"{beside.source}: {beside.model.id}" for beside in runs),
+    )
+
+
+def _pairs(runs: Sequence[Beside], component: str, several: bool | None) -> Iterator[tuple[float, float]]:
+    """Printed and estimated, the mean over the ranks of each run."""
+    for beside in runs:
+        if several is not None and beside.asked is not None and (beside.asked.degrees.tensor > 1) != several:
+            continue
+        rows = [row for row in beside.rows if row.component == component and row.estimated]
+        if rows:
+            yield _mean(rows)
+
+
+def _mean(rows: Sequence[Row]) -> tuple[float, float]:
+    return sum(row.printed for row in rows) / len(rows), sum(row.estimated for row in rows) / len(rows)
+
+
+def _scale(constant: Constant, pairs: Sequence[tuple[float, float]]) -> Scale:
+    draw = random.Random(0)
+    drawn = sorted(_value(draw.choices(pairs, k=len(pairs))) for _ in range(DRAWS))
+    ratios = [printed / estimated for printed, estimated in pairs]
+    return Scale(
+        constant=constant,
+        value=_value(pairs),
+        low=drawn[int(0.025 * DRAWS)],
+        high=drawn[int(0.975 * DRAWS) - 1],
+        least=min(ratios),
+        most=max(ratios),
+        runs=len(pairs),
+    )
+
+
+def _value(pairs: Sequence[tuple[float, float]]) -> float:
+    """Least squares through the origin; what vLLM prints is never less than nothing but by other processes."""
+    return max(0.0, sum(p * e for p, e in pairs) / sum(e * e for _, e in pairs))
