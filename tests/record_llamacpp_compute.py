@@ -227,7 +227,6 @@ CATALOGUE: dict[str, str | None] = {
     "qwen3.5-35b-a3b": "Q4_K_M",
     "gemma-7b": "Q4_K_M",
     "gemma-2-9b": "Q4_K_M",
-    "gemma-3-12b": "Q4_K_M",
     "phi-3-mini": "Q4_K_M",
     "phi-2": "Q8_0",
     "deepseek-v2-lite": "Q4_K_M",
@@ -262,6 +261,11 @@ FILES: dict[str, dict[str, Any]] = {
         **{**LLAMA, **_HEADS, "block_count": 6, "embedding_length": 2880, "vocab_size": 201088},
         **{"attention.head_count": 64, "attention.head_count_kv": 8, "attention.sliding_window": 128},
         **{"expert_count": 32, "expert_used_count": 4, "expert_feed_forward_length": 2880, "feed_forward_length": 2880},
+    },
+    "gemma3": {
+        **{**LLAMA, "block_count": 12, "embedding_length": 3840, "feed_forward_length": 15360, "vocab_size": 262144},
+        **{"attention.head_count": 16, "attention.head_count_kv": 8, "attention.sliding_window": 1024},
+        **{"attention.key_length": 256, "attention.value_length": 256},
     },
     "mamba": {
         **{**_MAMBA, "block_count": 4, "embedding_length": 2560, "vocab_size": 50280},
@@ -310,7 +314,7 @@ FILES: dict[str, dict[str, Any]] = {
     },
 }
 """Metadata of published models of the architectures that the catalogue or the converter lacks, with fewer layers:
-gpt-oss 20B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414, Command R7B,
+gpt-oss 20B, Gemma 3 12B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414, Command R7B,
 DeepSeek V3."""
 
 _UNASKED: dict[str, Tensors] = {

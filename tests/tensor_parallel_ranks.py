@@ -2,7 +2,7 @@
 
 ``python tests/tensor_parallel_ranks.py FOLDER`` forks two ranks and four, as torch and transformers take long to
 import. They load what ``FOLDER/load-<size>.json`` lists, and write ``FOLDER/ranks-<size>-<rank>.json``: each tensor's
-shape and bytes on that rank, the bytes of the cache, or what failed.
+shape and bytes on that rank, the bytes of the cache, how wide what goes into each last projection is, or what failed.
 """
 
 import json
@@ -23,6 +23,7 @@ SIZES = (2, 4)
 PROMPT_TOKENS = 11
 OUTPUT_TOKENS = 3
 SEQUENCES = 2
+LAST = ("o_proj", "down_proj", "attention.dense", "dense_4h_to_h")
 
 
 def join(folder: Path, size: int, rank: int) -> None:
@@ -48,12 +49,26 @@ def of_one(path: Path, plan: DistributedConfig | None) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, distributed_config=plan)
         named = {name: local(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
         tensors = {name: [list(t.shape), t.untyped_storage().nbytes()] for name, t in named.items()}
+        widths = watch(model)
         prompt = torch.arange(SEQUENCES * PROMPT_TOKENS).view(SEQUENCES, -1) + 3
         options = {"max_new_tokens": OUTPUT_TOKENS, "min_new_tokens": OUTPUT_TOKENS, "do_sample": False}
         result = model.generate(prompt, return_dict_in_generate=True, **options)
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"[:300]}
-    return {"tensors": tensors, "state_bytes": stored_bytes(result.past_key_values)}
+    return {"tensors": tensors, "state_bytes": stored_bytes(result.past_key_values), "widths": widths}
+
+
+def watch(model: torch.nn.Module) -> dict[str, int]:
+    """The width of what goes into the last projection of each attention and feed-forward, as the model runs."""
+    widths: dict[str, int] = {}
+
+    def note(name: str, entering: torch.Tensor) -> None:
+        widths[name] = local(entering).shape[-1]
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.endswith(LAST):
+            module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+    return widths
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

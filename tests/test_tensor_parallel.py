@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from analytic.engines.tensor_parallel import (
 from analytic.engines.tensor_plan import cut_of, part_of
 from analytic.errors import UllageError, UsageError
 from analytic.models import catalog, meta
-from analytic.models.geometry import Attention, FeedForward, LatentAttention, MixtureOfExperts, Recurrent
+from analytic.models.geometry import Attention, FeedForward, Geometry, LatentAttention, MixtureOfExperts, Recurrent
 from analytic.models.model import Model
 from analytic.state import sequence_state_bytes
 from analytic.weights import weigh
@@ -125,8 +126,9 @@ def test_a_rank_holds_what_a_real_one_holds(model_type: str, size: int, ranks: d
         assert "possible up to 64: 1" in raised.value.hint
         return
     assert size in possible_degrees(model)
+    geometry = sharded_geometry(model, tensor_parallel_size=size)
     state = sequence_state_bytes(
-        sharded_geometry(model, tensor_parallel_size=size),
+        geometry,
         prompt_tokens=PROMPT_TOKENS,
         total_tokens=PROMPT_TOKENS + OUTPUT_TOKENS - 1,
         sequences=SEQUENCES,
@@ -136,6 +138,21 @@ def test_a_rank_holds_what_a_real_one_holds(model_type: str, size: int, ranks: d
         assert "failed" not in real, real
         assert held(shard(model, dtype="bfloat16", tensor_parallel_size=size, rank=rank)) == real["tensors"]
         assert state == real["state_bytes"]
+    assert {name: width_of(geometry, name) for name in said[0]["widths"]} == said[0]["widths"]
+    assert said[0]["widths"]
+
+
+def width_of(geometry: Geometry, name: str) -> int | None:
+    """Of what goes into a last projection: the values of all heads, or a feed-forward's intermediate size."""
+    found = re.search(r"layers\.(\d+)\.", name)
+    assert found is not None
+    layer = geometry.layers[int(found[1])]
+    mixer, feed_forward = layer.mixer, layer.feed_forward
+    if name.endswith(("o_proj", "attention.dense")):
+        return mixer.heads * mixer.v_head_dim if isinstance(mixer, Attention | LatentAttention) else None
+    if isinstance(feed_forward, MixtureOfExperts):
+        return feed_forward.shared_intermediate_size
+    return feed_forward.intermediate_size if feed_forward else None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from analytic.engines.vllm_graphs import graphs
-from analytic.engines.vllm_memory import VllmRun, compile_bytes, non_torch_bytes
+from analytic.engines.vllm_memory import VllmRun, capture_sizes, compile_bytes, non_torch_bytes
 from analytic.engines.vllm_pass import FLASHINFER_BYTES, moments
 from analytic.hardware import find_gpu
 from analytic.models.geometry import MixtureOfExperts
@@ -91,6 +91,16 @@ def test_budget_of_0_19_is_the_sum_of_its_parts(record: dict[str, Any]) -> None:
     parts = record["weights_gib"] + record["activation_peak_gib"] + record["non_torch_gib"]
     left = 79.19 * record["gpu_memory_utilization"] - parts
     assert left == pytest.approx(record["kv_cache_gib"], abs=0.03 * stages)  # stages print apart
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name_of)
+def test_captured_batches_are_those_that_vllm_counted(record: dict[str, Any]) -> None:
+    """In pieces, then whole ones of decoding; chunked attention has no whole ones."""
+    model, run = resolve(record["catalog"]), run_of(record)
+    pieces, *whole = record["graphs"]
+    found = capture_sizes(run, model.geometry.model_type)
+    assert len(found) == pieces
+    assert whole == ([] if "llama-4" in record["catalog"] else [sum(size <= run.max_num_seqs for size in found)])
 
 
 SORTED_BYTES = 38

@@ -91,9 +91,9 @@ def test_first_start_tunes_on_a_copy_of_the_embedding(case: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("case", [case for case in CASES if "runner" in case], ids=name_of)
 def test_runner_holds_what_vllm_asked_for(case: dict[str, Any]) -> None:
-    assert runner_bytes(cut(case["model"], case["layers"]), run_of(case)) == pytest.approx(
-        case["runner"], rel=TOLERANCE
-    )
+    """To the byte, but for indices of recurrent states: 3 KiB a request."""
+    found = runner_bytes(cut(case["model"], case["layers"]), run_of(case))
+    assert 0 <= case["runner"] - found <= 3200 * case["seqs"] * ("qwen3.5" in case["model"])
 
 
 def test_sampler_is_arithmetic_on_the_vocabulary() -> None:

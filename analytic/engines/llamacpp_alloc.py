@@ -87,6 +87,7 @@ class _State:
     views: int = 0
     buffer: int = -1
     offset: int = 0
+    size: int = 0
     owned: bool = False
 
 
@@ -96,17 +97,22 @@ class _Allocation:
         self.states: dict[int, _State] = {}
 
     def state(self, tensor: Tensor) -> _State:
-        return self.states.setdefault(id(tensor), _State())
+        found = self.states.get(id(tensor))
+        if found is None:
+            found = self.states[id(tensor)] = _State()
+        return found
 
     def place(self, node: Tensor, buffer: int) -> None:
+        if node.held or node.base is not None:
+            return
         state = self.state(node)
-        if node.held or state.owned or node.base is not None:
+        if state.owned:
             return
         state.owned = True
         if node.op in IN_PLACE and self._over_a_source(node, state):
             return
-        arena = self.arenas[buffer]
-        state.buffer, state.offset = buffer, arena.take(arena.aligned(node))
+        state.buffer, state.size = buffer, self.arenas[buffer].aligned(node)
+        state.offset = self.arenas[buffer].take(state.size)
 
     def _over_a_source(self, node: Tensor, state: _State) -> bool:
         """Views are never written over: only what is itself allocated counts as a graph's own."""
@@ -115,18 +121,18 @@ class _Allocation:
             if other is None or not other.owned or source.is_output or not node.same_layout(source):
                 continue
             if other.children == 1 and other.views == 0:
-                state.buffer, state.offset, other.owned = other.buffer, other.offset, False
                 arena = self.arenas[other.buffer]
-                more = arena.aligned(source) - arena.aligned(node)
-                arena.give(other.offset + arena.aligned(node), more)
+                state.buffer, state.offset, state.size = other.buffer, other.offset, arena.aligned(node)
+                other.owned = False
+                arena.give(other.offset + state.size, other.size - state.size)
                 return True
         return False
 
     def free(self, node: Tensor) -> None:
         if node.is_output:
             return
-        state, arena = self.state(node), self.arenas[self.state(node).buffer]
-        arena.give(state.offset, arena.aligned(node))
+        state = self.state(node)
+        self.arenas[state.buffer].give(state.offset, state.size)
         state.owned = False
 
     def release(self, source: Tensor) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from analytic.engines import llamacpp_tensors as ops
-from analytic.engines.llamacpp_blocks import Batch, Builder, Cache
-from analytic.engines.llamacpp_models import RECIPES, ModelGraph, Routing, scale_input
+from analytic.engines.llamacpp_attention import Attentions, Cache
+from analytic.engines.llamacpp_blocks import Batch, Builder
+from analytic.engines.llamacpp_models import ModelGraph, scale_input
+from analytic.engines.llamacpp_recipes import RECIPES, Routing
 from analytic.engines.llamacpp_recurrent import Recurrences, States
 from analytic.engines.llamacpp_sched import Devices, buffer_sizes
 from analytic.engines.llamacpp_tensors import Tensor
@@ -245,6 +247,7 @@ def _reserved(model: Model, placing: _Placing, devices: Devices, settings: _Sett
         builder=builder,
         caches=dict(_caches(geometry, devices, settings)),
         states=dict(_states(geometry, devices, builder)),
+        attentions=Attentions(builder),
         recurrences=Recurrences(builder),
         value_width=max((mixer.kv_heads * mixer.v_head_dim for mixer in attentions), default=0),
         positions=builder.positions(recipe.position_axes),

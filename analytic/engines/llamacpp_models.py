@@ -1,125 +1,19 @@
 """llama.cpp's graphs of whole models: how each architecture puts the pieces together.
 
 After ``src/models/*.cpp`` of llama.cpp 0.5. Sizes, biases and optional norms follow from the file's tensors; what a
-tensor cannot say is a row of `RECIPES`.
+tensor cannot say is a row of `analytic.engines.llamacpp_recipes.RECIPES`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from analytic.engines import llamacpp_tensors as ops
-from analytic.engines.llamacpp_blocks import Builder, Cache
+from analytic.engines.llamacpp_attention import Attentions, Cache
+from analytic.engines.llamacpp_blocks import Builder
+from analytic.engines.llamacpp_recipes import Recipe, Routing
 from analytic.engines.llamacpp_recurrent import Recurrences, States
 from analytic.engines.llamacpp_tensors import F32, Tensor
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, MixtureOfExperts, Recurrent
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """What tells one architecture's graph from another's."""
-
-    flow: str = "sequential"
-    """Or ``parallel``: attention and feed-forward read the same stream; ``single``: a layer is one mixer or one
-    feed-forward; ``beside``: a recurrent mixer beside every layer's attention."""
-    norm: str = "rms_norm"
-    """Or ``norm``, which does not write over its source."""
-    act: str = "swiglu"
-    """Of feed-forwards; ``halves`` is gate and up in one matrix."""
-    expert_act: str = "swiglu"
-    gating: str = "softmax"
-    """Of a router without a correction; one with has ``sigmoid``."""
-    normed: bool = True
-    """Whether the chosen experts' weights are divided by their sum."""
-    normed_by_file: bool = False
-    """Whether the file may say otherwise."""
-    ffn_norm: str = "ffn_norm"
-    """Which norm comes before the feed-forward."""
-    whole_heads_norm: bool = False
-    """Queries and keys are normed before they are cut into heads."""
-    gated_attention: bool = False
-    """Queries come with a gate of the attention's result."""
-    scales_query: bool = False
-    """Queries are scaled, not their scores."""
-    scales_embedding: bool = False
-    scales_residual: bool = False
-    scales_logits: bool = False
-    softcap: bool = False
-    """Logits go through a tanh."""
-    score_softcap: bool = False
-    """Attention's scores go through a tanh."""
-    rows: str = "last layer"
-    """Where the wanted tokens are taken from the rest: in the last layer; or ``before norm`` or ``after norm`` at the
-    end, where the rows of all tokens are kept for a prediction layer."""
-    position_axes: int = 1
-    """Numbers of a token's position."""
-    repeats_keys: bool = False
-    """A delta net's keys are repeated up to the number of its value heads."""
-    weigh_first: bool = False
-    """Experts' weights are applied before them."""
-    stream_first: tuple[bool, bool] = (False, False)
-    """Whether the stream comes first where a mixer's, and a feed-forward's, results are added to it: sums are written
-    over their first operand."""
-
-
-_GEMMA = Recipe(act="geglu", scales_query=True, scales_embedding=True)
-_CLASSIC = Recipe(norm="norm", act="gelu")
-_DELTA = Recipe(gated_attention=True, ffn_norm="post_attention_norm", rows="after norm")
-_GRANITE = Recipe(scales_embedding=True, scales_residual=True, scales_logits=True)
-_COMMAND = Recipe(norm="norm", flow="parallel", scales_logits=True)
-_POST_NORM = Recipe(ffn_norm="post_attention_norm")
-_WHOLE = Recipe(whole_heads_norm=True)
-_SINGLE = Recipe(flow="single")
-_NEMOTRON = replace(_SINGLE, act="relu_sqr", expert_act="relu_sqr", normed_by_file=True, rows="after norm")
-
-RECIPES: Mapping[str, Recipe] = {
-    **{name: Recipe() for name in ("llama", "qwen2", "qwen3", "qwen3moe", "smollm3")},
-    "phi3": Recipe(act="halves", scales_query=True, stream_first=(False, True)),
-    "lfm2": Recipe(stream_first=(True, True)),
-    "chatglm": Recipe(act="halves"),
-    "glm4": Recipe(act="halves"),
-    "gemma": _GEMMA,
-    "gemma2": replace(_GEMMA, softcap=True, score_softcap=True),
-    "gemma3": _GEMMA,
-    "gpt-oss": replace(_POST_NORM, expert_act="swiglu_oai", gating="softmax_weight", normed=False, rows="before norm"),
-    "deepseek2": Recipe(normed=False, normed_by_file=True),
-    "glm4moe": replace(_POST_NORM, normed_by_file=True),
-    "seed_oss": _POST_NORM,
-    "minimax-m2": _WHOLE,
-    "olmo2": _WHOLE,
-    "llama4": Recipe(gating="sigmoid", normed=False, weigh_first=True),
-    "apertus": Recipe(act="xielu"),
-    "granite": _GRANITE,
-    "granitehybrid": _GRANITE,
-    "gpt2": _CLASSIC,
-    "bloom": _CLASSIC,
-    "starcoder2": _CLASSIC,
-    "stablelm": Recipe(norm="norm"),
-    "falcon": replace(_CLASSIC, flow="parallel"),
-    "phi2": replace(_CLASSIC, flow="parallel", scales_query=True),
-    "gptneox": replace(_CLASSIC, flow="parallel"),
-    "command-r": _COMMAND,
-    "cohere2": _COMMAND,
-    "mamba": _SINGLE,
-    "mamba2": _SINGLE,
-    "nemotron_h": _NEMOTRON,
-    "nemotron_h_moe": _NEMOTRON,
-    "falcon-h1": Recipe(flow="beside"),
-    "qwen3next": replace(_DELTA, repeats_keys=True),
-    "qwen35": replace(_DELTA, position_axes=4),
-    "qwen35moe": replace(_DELTA, position_axes=4),
-}
-"""By GGUF's name of the architecture."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Routing:
-    """What a config says of the experts beside their number."""
-
-    groups: int = 1
-    used_groups: int = 1
-    scaled: bool = False
-    normed: bool | None = None
-    """Whether the chosen experts' weights are divided by their sum; None where it does not say."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,6 +28,7 @@ class ModelGraph:
     """By layer."""
     states: Mapping[int, States]
     """By layer."""
+    attentions: Attentions
     recurrences: Recurrences
     value_width: int
     """Elements of a token's values, the most of any layer."""
@@ -228,7 +123,7 @@ class ModelGraph:
             q = ops.like("mul", q, self.attention_scale)
         if recipe.scales_query:
             q = ops.like("scale", q)
-        made = build.attention(
+        made = self.attentions.attend(
             self.caches[index],
             q,
             k,
@@ -262,7 +157,7 @@ class ModelGraph:
         absorbed = ops.mul_mat(build.need("attn_k_b.weight", index), ops.permute(own, 0, 2, 1, 3))
         query = ops.concat(ops.permute(absorbed, 0, 2, 1, 3), query)
         latent = ops.reshape(latent, rank, 1, tokens)
-        made = build.attention(
+        made = self.attentions.attend(
             self.caches[index],
             query,
             ops.concat(latent, turned),

@@ -45,7 +45,8 @@ class Devices:
         """Whether ``device`` has the operation, and no source of it lies on another GPU."""
         if device == self.host:
             return True
-        elsewhere = any(source.held.startswith("GPU") and source.held != f"GPU{device}" for source in node.src)
+        own = f"GPU{device}"
+        elsewhere = any(source.held != own and source.held.startswith("GPU") for source in node.src if source.held)
         return not elsewhere and cuda.runs(node)
 
     def name(self, device: int) -> str:

@@ -10,6 +10,8 @@ DATA_CENTRE_BLACKWELL = 10
 """Major compute capability of B200 and B300: vLLM captures larger batches there."""
 GRAPH_TOKENS, BLACKWELL_GRAPH_TOKENS = 512, 1024
 """Largest batch that is captured (config/vllm.py, _set_cudagraph_sizes)."""
+LARGEST_BY_TYPE = {"gpt_oss": 1024}
+"""Model types that set it themselves, whatever the sequences (model_executor/models/config.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +51,13 @@ def _reaches(gpu: Gpu | None, tier: Tier) -> bool:
     return gpu.total_bytes >= tier.from_bytes and (tier.slow or not slow)
 
 
-def sizes(*, max_num_batched_tokens: int, max_num_seqs: int, capability: tuple[int, int] | None) -> tuple[int, ...]:
+def sizes(
+    *,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    capability: tuple[int, int] | None,
+    model_type: str | None = None,
+) -> tuple[int, ...]:
     """Batches that decoding is captured for: 1, 2, 4, then steps of 8, and of 16 from 256 on.
 
     The largest is twice the sequences, within 512 tokens (1,024 on data-centre Blackwell) and within a batch, which is
@@ -57,11 +65,12 @@ def sizes(*, max_num_batched_tokens: int, max_num_seqs: int, capability: tuple[i
     """
     blackwell = capability is not None and capability[0] == DATA_CENTRE_BLACKWELL
     ceiling = min(2 * max_num_seqs, BLACKWELL_GRAPH_TOKENS if blackwell else GRAPH_TOKENS)
-    largest = min(max_num_batched_tokens, ceiling)
+    own = LARGEST_BY_TYPE.get(model_type or "")
+    largest = min(max_num_batched_tokens, own or ceiling)
     found = {size for size in (1, 2, 4) if size <= largest}
     found |= set(range(8, min(largest + 1, 256), 8)) | set(range(256, largest + 1, 16))
     if max_num_batched_tokens <= largest:
         found.add(max_num_batched_tokens)
-    if max_num_seqs <= min(ceiling, max_num_batched_tokens):
+    if own is None and max_num_seqs <= min(ceiling, max_num_batched_tokens):
         found.add(max_num_seqs)
     return tuple(sorted(found))

@@ -71,18 +71,21 @@ def _tower_bytes(model: Model, run: VllmRun) -> int:
     return TOWER_STREAMS * stream + TOWER_BYTES
 
 
-def capture_sizes(run: VllmRun) -> tuple[int, ...]:
-    """Batches that CUDA graphs are captured for."""
+def capture_sizes(run: VllmRun, model_type: str | None = None) -> tuple[int, ...]:
+    """Batches that CUDA graphs are captured for, of a type of model that has sizes of its own if one is given."""
     if run.enforce_eager:
         return ()
     return sizes(
-        max_num_batched_tokens=run.max_num_batched_tokens, max_num_seqs=run.max_num_seqs, capability=run.capability
+        max_num_batched_tokens=run.max_num_batched_tokens,
+        max_num_seqs=run.max_num_seqs,
+        capability=run.capability,
+        model_type=model_type,
     )
 
 
 def cuda_graph_bytes(model: Model, run: VllmRun) -> Quantity:
     """Of all captured batches on the fullest stage: in pieces between attention, and whole ones of decoding."""
-    captured = capture_sizes(run)
+    captured = capture_sizes(run, model.geometry.model_type)
     if not captured:
         return exact(0)
     whole = sum(size <= run.max_num_seqs for size in captured)
@@ -113,9 +116,13 @@ def runner_bytes(model: Model, run: VllmRun) -> int:
 
 
 def compile_bytes(model: Model, run: VllmRun) -> int:
-    """Peak of compiling: a copy of the embedding, of which the first kernel is tuned to gather, and two streams."""
+    """Peak of compiling: a copy of the embedding, as the first kernel is tuned to gather it, ids and what it makes.
+
+    vLLM's own models norm in the same kernel: a second stream, and the norm's weight.
+    """
     geometry, item = model.geometry, itemsize(run.dtype)
     rows = round_up(geometry.vocab_size, VOCABULARY_ROWS) // run.tensor_parallel_size
-    stream = run.max_num_batched_tokens * geometry.hidden_size * item
-    ids = 4 * run.max_num_batched_tokens
-    return rows * geometry.hidden_size * item + 2 * stream + ids + geometry.hidden_size * item + batch_bytes(run)
+    row = geometry.hidden_size * item
+    made = row * run.max_num_batched_tokens
+    normed = 0 if family(geometry).through_transformers else made + row
+    return rows * row + made + normed + 4 * run.max_num_batched_tokens + batch_bytes(run)

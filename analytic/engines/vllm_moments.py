@@ -71,6 +71,8 @@ class Family:
     eager: Moments
     compiled: Moments | None = None
     """None where a compiled run was not recorded; the eager one stands for it, with a wider interval."""
+    through_transformers: bool = False
+    """Whether transformers' class is served: what gathers the embedding then does not norm it too."""
     checkpoints: bool = False
     """Whether a recurrent mixer keeps states along a prefill, for the prefix cache (gdn/qwen_gdn_linear_attn.py)."""
     padded_experts: tuple[int, int] = (1, 1)
@@ -108,7 +110,7 @@ FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "phi3": LLAMA,
-    "qwen2": Family(eager=_dense(4)),
+    "qwen2": Family(eager=_dense(4), compiled=_dense(3)),
     "qwen3": QWEN3,
     "gemma": GEMMA,
     "gemma2": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
@@ -118,18 +120,24 @@ FAMILIES: Mapping[str, Family] = {
     "stablelm": Family(eager=_dense(5)),
     "bloom": Family(eager=_dense(3, mlp=Need(i=2))),
     "gpt2": Family(eager=_dense(6, mlp=Need(i=2))),
-    "apertus": Family(eager=_dense(3, mlp=Need(i=5.5))),
-    "starcoder2": Family(eager=_dense(4, mlp=Need(i=2), rope=2)),
-    "glm": Family(eager=_dense(4, mlp=Need(i=4), rope=1)),
-    "seed_oss": Family(eager=_dense(4, rope=2)),
-    "smollm3": Family(eager=_dense(4, rope=2)),
-    "hunyuan_v1_dense": Family(eager=_dense(4, rope=2)),
-    "olmo2": Family(eager=_dense(4, rope=4, attention=ROTATED32 + Need(rope=4))),
-    "olmo3": Family(eager=_dense(4, rope=8, attention=ROTATED32 + Need(rope=8))),
-    "phi": Family(eager=_dense(4, mlp=Need(i=4), rope=0.8)),
+    "apertus": Family(eager=_dense(3, mlp=Need(i=5.5)), compiled=_dense(4, mlp=Need(i=1))),
+    "starcoder2": Family(through_transformers=True, eager=_dense(4, mlp=Need(i=2), rope=2)),
+    "glm": Family(through_transformers=True, eager=_dense(4, mlp=Need(i=4), rope=1)),
+    "seed_oss": Family(through_transformers=True, eager=_dense(4, rope=2)),
+    "smollm3": Family(through_transformers=True, eager=_dense(4, rope=2)),
+    "hunyuan_v1_dense": Family(through_transformers=True, eager=_dense(4, rope=2)),
+    "olmo2": Family(
+        through_transformers=True,
+        eager=_dense(4, rope=4, attention=ROTATED32 + Need(rope=4)),
+        compiled=_dense(3, rope=4),
+    ),
+    "olmo3": Family(through_transformers=True, eager=_dense(4, rope=8, attention=ROTATED32 + Need(rope=8))),
+    "phi": Family(through_transformers=True, eager=_dense(4, mlp=Need(i=4), rope=0.8)),
     "opt": Family(eager=_dense(4, mlp=Need(i=2))),
     "gptj": Family(eager=_dense(3, mlp=Need(i=2))),
-    "gpt_neox": Family(eager=_dense(4, mlp=Need(i=2), attention=QKV + Need(q=2, k=3, h=4, one=64))),
+    "gpt_neox": Family(
+        through_transformers=True, eager=_dense(4, mlp=Need(i=2), attention=QKV + Need(q=2, k=3, h=4, one=64))
+    ),
     "mixtral": Family(
         eager=Moments(attention=QKV + Need(o=1, h=3)),
         compiled=Moments(attention=QKV + Need(q=1, k=1, o=1, h=3)),

@@ -100,7 +100,8 @@ def _of_layer(
     """Of its mixer, and of what follows it; routed is whether experts came before."""
     if isinstance(layer.mixer, Attention | LatentAttention) and own.attention is not None:
         size = _bytes(own.attention, geometry, layer, run)
-        if routed and run.tensor_parallel_size > 1:  # the experts' sum over ranks is a tensor of its own
+        if routed and run.tensor_parallel_size > 1 and isinstance(layer.mixer, Attention):
+            # the experts' sum over ranks is a tensor of its own, which a latent attention's norm takes over
             size += run.max_num_batched_tokens * geometry.hidden_size * itemsize(run.dtype)
         yield "attention", size
     if isinstance(layer.mixer, Recurrent) and own.recurrent is not None:
