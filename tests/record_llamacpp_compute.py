@@ -314,8 +314,8 @@ FILES: dict[str, dict[str, Any]] = {
     },
 }
 """Metadata of published models of the architectures that the catalogue or the converter lacks, with fewer layers:
-gpt-oss 20B, Gemma 3 12B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414, Command R7B,
-DeepSeek V3."""
+gpt-oss 20B, Gemma 3 12B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414,
+Command R7B, DeepSeek V3."""
 
 _UNASKED: dict[str, Tensors] = {
     "falcon-h1": {f"blk.{layer}.ssm_conv1d.bias": ("F32", (3072 + 2 * 256,)) for layer in range(4)},
@@ -351,7 +351,8 @@ def quantised_file(name: str, mixture: str | None, folder: Path) -> tuple[Path, 
     model = resolve(name)
     plain = folder / "converted.gguf"
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
-    convert({"vocab_size": model.geometry.vocab_size, **config}, folder, plain)
+    geometry = model.geometry
+    convert({"vocab_size": geometry.vocab_size, "n_ctx": geometry.max_position_embeddings, **config}, folder, plain)
     reader = GGUFReader(plain)
     made = converted(model, dtype="bfloat16")
     if mixture is not None:

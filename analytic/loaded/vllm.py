@@ -6,6 +6,7 @@ GPU (``vllm_formats``), or the same for all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from analytic.errors import UllageError
 from analytic.formats.registry import find_preset
@@ -13,7 +14,7 @@ from analytic.formats.table import itemsize
 from analytic.loaded import Change, Loaded
 from analytic.loaded.vllm_families import FAMILIES, WRAPPERS, Family, text_config
 from analytic.loaded.vllm_formats import repacked
-from analytic.loaded.vllm_parallel import degrees_of, pipeline_spans
+from analytic.loaded.vllm_parallel import Degrees, degrees_of, pipeline_spans
 from analytic.loaded.vllm_ranks import Rank, rank_of, spread
 from analytic.loaded.vllm_rotary import rotary_tables
 from analytic.loaded.vllm_shards import VOCABULARY_ROWS
@@ -82,8 +83,7 @@ def vllm_weights(
     online = str(quantization) in ONLINE
     quantization = ONLINE.get(str(quantization), quantization)
     router = _router_format(model, family, str(quantization)) if online else None
-    whole = [s for s in weigh(model, dtype=dtype, quantization=quantization).served if s.group.persistent]
-    rank = rank_of(model, family, whole, degrees)
+    rank = _rank(model, dtype, quantization, degrees)
     _require_aligned(model, rank.geometry, rank.served, dtype, capability)
     padding = _vocabulary(model, rank.stage, dtype)
     changes = tuple(
@@ -102,8 +102,15 @@ def vllm_weights(
         )
         if change.bytes
     )
-    stored = sum(_stored_bytes(s, family, dtype) for s in whole)
+    stored = sum(_stored_bytes(s, family, dtype) for s in rank.whole)
     return (Loaded(place="GPU", bytes=stored + sum(change.bytes for change in changes), changes=changes),)
+
+
+@lru_cache(maxsize=4096)
+def _rank(model: Model, dtype: str, quantization: str | None, degrees: Degrees) -> Rank:
+    """The rank, whatever GPU it is on."""
+    served = weigh(model, dtype=dtype, quantization=quantization).served
+    return rank_of(model, _family(model), (s for s in served if s.group.persistent), degrees)
 
 
 def _require_no_gguf(model: Model, quantization: str | None) -> None:
