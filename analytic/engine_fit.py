@@ -1,7 +1,7 @@
 """Fit an engine's constants to logs of its starts, as `analytic.engine_logs` lays them beside the estimate."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from analytic.engine_constants import Constant, EngineCalibration, Scale
@@ -20,8 +20,10 @@ _COMPONENTS: tuple[tuple[Constant, str, bool | None], ...] = (
 """Constant, the component of a row that tells it, and whether only of runs with tensor parallelism, or without."""
 
 
-def fit(found: Sequence[Beside]) -> EngineCalibration:
+def fit(found: Sequence[Beside], *, draws: int = DRAWS) -> EngineCalibration:
     """Scales of what vLLM's estimates only assume; of llama.cpp nothing is left to fit in what it prints.
+
+    A figure of nothing or less tells of other processes that freed memory meanwhile, and is left out.
 
     Raises:
         UllageError: no log of vLLM, or none with a figure that a constant hangs on.
@@ -34,11 +36,13 @@ def fit(found: Sequence[Beside]) -> EngineCalibration:
         )
     scales, lacking = [], []
     for constant, component, several in _COMPONENTS:
-        pairs = list(_pairs(runs, component, several))
+        pairs, left_out = _pairs(runs, component, several)
         if pairs:
-            scales.append(_scale(constant, pairs))
+            scales.append(_scale(constant, pairs, draws))
         else:
             lacking.append(f"{constant}: no log prints it")
+        if left_out:
+            lacking.append(f"{constant}: left out where a log prints nothing or less ({', '.join(left_out)})")
     if not scales:
         raise UllageError("no log prints activations, libraries or CUDA graphs", hint="give logs of the whole start")
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -55,35 +59,42 @@ def fit(found: Sequence[Beside]) -> EngineCalibration:
     )
 
 
-def _pairs(runs: Sequence[Beside], component: str, several: bool | None) -> Iterator[tuple[float, float]]:
-    """Printed and estimated, the mean over the ranks of each run."""
+_Pair = tuple[float, float]
+
+
+def _pairs(runs: Sequence[Beside], component: str, several: bool | None) -> tuple[list[_Pair], list[str]]:
+    """Printed and estimated, the mean over the ranks of each run; and the files of figures that were left out."""
+    pairs, left_out = [], []
     for beside in runs:
         if several is not None and beside.asked is not None and (beside.asked.degrees.tensor > 1) != several:
             continue
         rows = [row for row in beside.rows if row.component == component and row.estimated]
-        if rows:
-            yield _mean(rows)
+        if positive := [row for row in rows if row.printed > 0]:
+            pairs.append(_mean(positive))
+        if len(positive) < len(rows):
+            left_out.append(beside.source)
+    return pairs, left_out
 
 
-def _mean(rows: Sequence[Row]) -> tuple[float, float]:
+def _mean(rows: Sequence[Row]) -> _Pair:
     return sum(row.printed for row in rows) / len(rows), sum(row.estimated for row in rows) / len(rows)
 
 
-def _scale(constant: Constant, pairs: Sequence[tuple[float, float]]) -> Scale:
+def _scale(constant: Constant, pairs: Sequence[_Pair], draws: int) -> Scale:
     draw = random.Random(0)
-    drawn = sorted(_value(draw.choices(pairs, k=len(pairs))) for _ in range(DRAWS))
+    drawn = sorted(_value(draw.choices(pairs, k=len(pairs))) for _ in range(draws))
     ratios = [printed / estimated for printed, estimated in pairs]
     return Scale(
         constant=constant,
         value=_value(pairs),
-        low=drawn[int(0.025 * DRAWS)],
-        high=drawn[int(0.975 * DRAWS) - 1],
+        low=drawn[int(0.025 * draws)],
+        high=drawn[max(0, -(-975 * draws // 1000) - 1)],
         least=min(ratios),
         most=max(ratios),
         runs=len(pairs),
     )
 
 
-def _value(pairs: Sequence[tuple[float, float]]) -> float:
-    """Least squares through the origin; what vLLM prints is never less than nothing but by other processes."""
-    return max(0.0, sum(p * e for p, e in pairs) / sum(e * e for _, e in pairs))
+def _value(pairs: Sequence[_Pair]) -> float:
+    """Least squares through the origin."""
+    return sum(p * e for p, e in pairs) / sum(e * e for _, e in pairs)

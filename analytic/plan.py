@@ -272,7 +272,16 @@ class Plan:
 
 
 def _by_memory(option: Option) -> tuple[object, ...]:
-    return (option.memory_bytes, option.degrees.gpus, not option.is_certain, -option.headroom_bytes)
+    """Layers that are split answer sooner than stages in a row, where both fit."""
+    degrees = option.degrees
+    return (
+        option.memory_bytes,
+        degrees.gpus,
+        not option.is_certain,
+        degrees.pipeline,
+        option.is_expert_parallel,
+        -option.headroom_bytes,
+    )
 
 
 def _by_price(option: Option) -> tuple[object, ...]:

@@ -38,13 +38,14 @@ MODELS: dict[str, tuple[str | None, ...]] = {
     "gemma-4-26b-a4b": (None, "bnb-nf4"),
     "glm-4-9b": (None,),
     "glm-4.5-air": (None,),
+    "gpt-oss-20b": (None, "none"),
     "gpt2-xl": (None, "bnb-int8"),
     "gpt-neox-20b": (None,),
     "granite-3.1-2b": (None,),
     "llama-2-70b": (None, "bnb-nf4", "bnb-int8"),
     "llama-3.2-3b": (None, "bnb-nf4"),
     "llama-4-scout": (None, "bnb-nf4"),
-    "minimax-m2.5": (None,),
+    "minimax-m2.5": (None, "none"),
     "mixtral-8x7b": (None, "bnb-nf4"),
     "nemotron-h-56b": (None,),
     "nemotron-3-nano-30b-a3b": (None,),
@@ -99,14 +100,17 @@ def prepared(config: Mapping[str, Any], quantization: str | None, dtype: str) ->
         with torch.device("meta"):
             real = type(real)._from_config(real.config, dtype=getattr(torch, dtype))
     if native is not None:
-        quantizer = AutoHfQuantizer.from_config(dict(native), pre_quantized=True)
+        says = {"dequantize": True} if quantization == "none" else {}
+        quantizer = AutoHfQuantizer.from_config({**native, **says}, pre_quantized=True)
     elif quantization == "bnb-int8":
         quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(load_in_8bit=True), pre_quantized=False)
     elif quantization == "bnb-nf4":
         config4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         quantizer = AutoHfQuantizer.from_config(config4, pre_quantized=False)
     if quantizer is not None:
-        quantizer._process_model_before_weight_loading(real, device_map="auto")
+        with patch("transformers.integrations.hub_kernels.get_kernel"):  # fetches GPU kernels that no meta model runs
+            # without kernels, mxfp4 is dequantised where there is no GPU
+            quantizer._process_model_before_weight_loading(real, device_map="auto", use_kernels=True)
     return real, quantizer
 
 

@@ -248,8 +248,6 @@ CATALOGUE: dict[str, str | None] = {
     "seed-oss-36b": "Q4_K_M",
     "smollm3-3b": "Q4_K_M",
     "stablelm-3b": "Q8_0",
-    "minimax-m2.5": "Q4_K_M",
-    "apertus-8b": "Q4_K_M",
 }
 """Models of the catalogue, whole, and their mixtures; None as converted."""
 
@@ -266,6 +264,12 @@ FILES: dict[str, dict[str, Any]] = {
         **{**LLAMA, "block_count": 12, "embedding_length": 3840, "feed_forward_length": 15360, "vocab_size": 262144},
         **{"attention.head_count": 16, "attention.head_count_kv": 8, "attention.sliding_window": 1024},
         **{"attention.key_length": 256, "attention.value_length": 256},
+    },
+    "minimax-m2": {
+        **{**LLAMA, "block_count": 4, "embedding_length": 3072, "feed_forward_length": 1536, "vocab_size": 200064},
+        **{"attention.head_count": 48, "attention.head_count_kv": 8, "rope.dimension_count": 64},
+        **{"attention.key_length": 128, "attention.value_length": 128, "expert_gating_func": 2},
+        **{"expert_count": 256, "expert_used_count": 8, "expert_feed_forward_length": 1536},
     },
     "mamba": {
         **{**_MAMBA, "block_count": 4, "embedding_length": 2560, "vocab_size": 50280},
@@ -314,12 +318,13 @@ FILES: dict[str, dict[str, Any]] = {
     },
 }
 """Metadata of published models of the architectures that the catalogue or the converter lacks, with fewer layers:
-gpt-oss 20B, Gemma 3 12B, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4 32B 0414,
-Command R7B, DeepSeek V3."""
+gpt-oss 20B, Gemma 3 12B, MiniMax M2, Mamba 2.8B, Mamba-Codestral 7B, Falcon-H1 7B, Granite 4.0 H Tiny, LFM2 1.2B, GLM-4
+32B 0414, Command R7B, DeepSeek V3."""
 
 _UNASKED: dict[str, Tensors] = {
     "falcon-h1": {f"blk.{layer}.ssm_conv1d.bias": ("F32", (3072 + 2 * 256,)) for layer in range(4)},
     "granitehybrid": {f"blk.{layer}.ssm_conv1d.bias": ("F32", (3072 + 2 * 128,)) for layer in (0, 1, 3, 4)},
+    "minimax-m2": {f"blk.{layer}.exp_probs_b.bias": ("F32", (256,)) for layer in range(4)},
     "deepseek2": {f"blk.{layer}.exp_probs_b.bias": ("F32", (256,)) for layer in (3, 4)},
 }
 """Tensors that llama.cpp takes but does not miss."""

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 from record_device_maps import PATH, ROOMS, folded, prepared, real_map
-from record_distribution import PLANS, TREES, fresh_plans, fresh_trees, rendered
-from tiny_models import IGNORED, tiny_config
+from record_distribution import PLANS, TREES, classes, fresh_plans, fresh_trees, rendered, tied_config
 
 from analytic.engines.device_map import Span, infer_device_map
 from analytic.errors import UllageError, UsageError
@@ -60,14 +59,14 @@ def test_modules_are_where_transformers_placed_them(name: str) -> None:
 
 FAMILIES = [
     *("llama", "bart", "biogpt", "bloom", "falcon_mamba", "gemma2", "gemma3n_text", "gpt_oss", "granitemoehybrid"),
-    *("jamba", "lfm2", "mamba2", "minimax", "mpt", "opt", "pegasus", "qwen2_moe", "xglm"),
+    *("jamba", "lfm2", "mamba2", "minimax", "mpt", "opt", "pegasus", "qwen2_moe", "t5", "xglm"),
 ]
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_tiny_model_is_where_the_installed_transformers_places_it(model_type: str, is_tied: bool) -> None:
-    config = {**tiny_config(model_type), **IGNORED, "tie_word_embeddings": is_tied}
+    config = {**tied_config(model_type), "tie_word_embeddings": is_tied, "architectures": classes(model_type)[-1:]}
     model, (real, _) = meta.from_config(config, id=model_type), prepared(config, None, "bfloat16")
     total = weigh(model, dtype="bfloat16", quantization=None).bytes
     asked: dict[str, Any] = {"dtype": "bfloat16", "quantization": None}

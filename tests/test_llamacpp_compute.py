@@ -37,8 +37,17 @@ def reserved(model: Model, quantization: str | None, **settings: Any) -> dict[st
 
 def require_same(model: Model, quantization: str | None, recorded: list[Any]) -> None:
     for run, places in recorded:
-        ours = reserved(model, quantization, **asked(run))
+        if not places:  # llama.cpp refuses quantised caches of heads that are no whole blocks
+            with pytest.raises(UllageError, match="no whole blocks"):
+                reserved(model, quantization, **asked(run))
+            continue
+        ours = reserved(model, quantization, release="0.5", **asked(run))
         assert ours == {place: compute for place, (_, _, compute) in places.items()}, run
+
+
+def some(part: str, name: str, runs: list[Any]) -> list[Any]:
+    """Every third run of a model, from the first, second or third on by turns: all of them take minutes."""
+    return runs[list(RECORDED[part]).index(name) % 3 :: 3]
 
 
 def file_of(name: str, folder: Path) -> Model:
@@ -48,13 +57,14 @@ def file_of(name: str, folder: Path) -> Model:
 
 @pytest.mark.parametrize("name", RECORDED["catalogue"])
 def test_a_models_graphs_need_what_llama_cpp_reserves(name: str) -> None:
-    row = RECORDED["catalogue"][name]
-    require_same(resolve(name), row["quantization"], row["runs"])
+    row, model = RECORDED["catalogue"][name], resolve(name)
+    runs = some("catalogue", name, row["runs"])
+    require_same(model, row["quantization"], [run for run in runs if not is_refused(name, run[0])])
 
 
 @pytest.mark.parametrize("name", RECORDED["files"])
 def test_a_files_graphs_need_what_llama_cpp_reserves(name: str, tmp_path: Path) -> None:
-    require_same(file_of(name, tmp_path), None, RECORDED["files"][name]["runs"])
+    require_same(file_of(name, tmp_path), None, some("files", name, RECORDED["files"][name]["runs"]))
 
 
 def test_enough_is_recorded() -> None:
@@ -69,6 +79,16 @@ def test_enough_is_recorded() -> None:
     assert architectures == set(RECIPES)
 
 
+def is_refused(name: str, run: dict[str, Any]) -> bool:
+    """-ngl counts prediction layers, whose number the config of Qwen 3 Next does not say."""
+    return name == "qwen3-next-80b-a3b" and "gpu_layers" in run
+
+
+def test_layers_that_cannot_be_counted_are_refused() -> None:
+    with pytest.raises(UllageError, match="counts the prediction layers"):
+        reserved(resolve("qwen3-next-80b-a3b"), "Q4_K_M", ctx_size=4096, gpu_layers=10)
+
+
 def gguf_of(name: str) -> str:
     return gguf_file(resolve(name), dtype="bfloat16", quantization=None, gpu_layers=999).architecture
 
@@ -80,6 +100,8 @@ SEVERAL = ("llama-3.1-8b", "gemma-2-9b", "deepseek-v2-lite", "qwen3-next-80b-a3b
 def test_weights_and_caches_go_to_the_gpus_that_llama_cpp_gives_them_to(name: str) -> None:
     model, row = resolve(name), RECORDED["catalogue"][name]
     for run, places in row["runs"]:
+        if is_refused(name, run):
+            continue
         settings = asked(run)
         split, layers = settings.get("tensor_split", (1.0,)), settings.get("gpu_layers", 999)
         placed = {key: settings[key] for key in ("gpu_layers", "cpu_moe_layers", "backend") if key in settings}
@@ -139,8 +161,9 @@ def test_several_gpus_hold_every_input_four_times() -> None:
     one = reserved(model, "Q4_K_M", ctx_size=32768)
     two = reserved(model, "Q4_K_M", ctx_size=32768, tensor_split=(1.0, 1.0))
     mask = 32768 * 512 * 2
-    assert 3 * mask < two["GPU0"] - one["GPU0"] < 4 * mask
-    assert 3 * mask < two["host"] - one["host"] < 4 * mask
+    hidden = 4096 * 512 * 4  # embeddings from outside, and the stream that goes from one GPU to the other
+    assert 3 * mask < two["GPU0"] - one["GPU0"] < 4 * mask + 2 * 4 * hidden + hidden
+    assert 3 * mask < two["host"] - one["host"] < 4 * mask + 2 * 4 * hidden + hidden
     # one GPU of several has no overlapping batches
     alone = reserved(model, "Q4_K_M", ctx_size=32768, tensor_split=(1.0, 1.0), split_mode="none", main_gpu=1)
     assert alone == one
@@ -161,6 +184,7 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         ({"backend": "rpc"}, "'rpc' are not modelled"),
         ({"split_mode": "row"}, "row is not modelled"),
         ({"split_mode": "tensor"}, "tensor is not modelled"),
+        ({"release": "0.4"}, "graphs of llama.cpp 0.4"),
         ({"main_gpu": 1}, "there are 1 GPUs"),
         ({"tensor_split": ()}, "GPUs"),
         ({"tensor_split": (0.0, 0.0)}, "no split among GPUs"),
@@ -211,8 +235,8 @@ def pythia(folder: Path) -> Model:
         "ffn_down": (2560, 10240),
     }
     layer = {name: ("F16", shape) for name, shape in matrices.items()}
-    layer |= {name: ("F32", (2560,)) for name in ("attn_norm", "ffn_norm")}
-    tensors = {name: ("F16", (50304, 2560)) for name in VOCABULARY}
+    layer |= dict.fromkeys(("attn_norm", "ffn_norm"), ("F32", (2560,)))
+    tensors = dict.fromkeys(VOCABULARY, ("F16", (50304, 2560)))
     for prefix, rows in (("", {"output_norm": ("F32", (2560,))}), *((f"blk.{index}.", layer) for index in range(4))):
         for name, (kind, shape) in rows.items():
             tensors |= {f"{prefix}{name}.weight": (kind, shape), f"{prefix}{name}.bias": ("F32", shape[:1])}
@@ -225,7 +249,7 @@ def test_public_logs_are_met_within_their_stated_error(log: dict[str, Any], tmp_
     made = {"TriLM 3.9B": trilm, "Pythia 2.8B": pythia, "glm4": lambda folder: file_of("glm4", folder)}
     name = log["model"]
     model = made[name](tmp_path) if name in made else resolve(name)
-    ours = reserved(model, log["quantization"], **asked(log["settings"]))
+    ours = reserved(model, log["quantization"], release=log["release"], **asked(log["settings"]))
     for place, printed in log["compute_mib"].items():
         error = ours[place] / MIB / printed - 1
         assert error == pytest.approx(log["error"][place], abs=0.0006), (place, ours[place] / MIB)

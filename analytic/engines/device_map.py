@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from analytic.engines.module_tree import ModuleTree, Node, expanded, module_tree
 from analytic.errors import UllageError, UsageError
-from analytic.formats.table import itemsize
+from analytic.formats.table import FORMATS, NATIVE_FORMATS, itemsize
 from analytic.models.model import Model
 from analytic.weights import DTYPES, ServedGroup, weigh
 
@@ -26,6 +26,7 @@ _BITSANDBYTES = {"bnb-nf4": 0.5, "bnb-fp4": 0.5, "bnb-nf4-dq": 0.5, "bnb-fp4-dq"
 """Bytes an element that ``quantized_element_size`` says."""
 _NATIVE = ("fp8", "mxfp4")
 """Methods of published checkpoints whose modules are as large before loading as after."""
+_COUNTED = (*_BITSANDBYTES, *NATIVE_FORMATS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +119,14 @@ def _checked(device_map: str, max_memory: Mapping[Device, int], dtype: str) -> d
 
 def _counted_bytes(served: ServedGroup, model: Model, dtype: str) -> float:
     """What ``compute_module_sizes`` counts of each tensor, before any is loaded or upcast."""
-    group = served.group
-    if served.format in _BITSANDBYTES:
-        return group.elements * group.copies * _BITSANDBYTES[served.format]
-    if group.pieces or model.native_format not in (None, *_NATIVE):
+    group, packed = served.group, served.format in FORMATS and FORMATS[served.format].is_packed
+    if model.native_format not in (None, *_NATIVE) or group.pieces or (packed and served.format not in _COUNTED):
         raise UllageError(
-            f"how large transformers takes the modules of {served.format} for when it places them is not known",
+            f"how large transformers takes modules in {served.format} for when it places them is not known",
             hint=f"known: 16 and 32 bits, {', '.join(_BITSANDBYTES)} and published {' or '.join(_NATIVE)}",
         )
+    if served.format in _BITSANDBYTES:
+        return group.elements * group.copies * _BITSANDBYTES[served.format]
     is_upcast = group.stored in ("float32-unless-float64", "float32-if-float16")
     return group.copies * (group.elements * itemsize(dtype) if is_upcast else served.each_bytes)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from analytic.engines import llamacpp_tensors as ops
-from analytic.engines.llamacpp_tensors import F32, I32, Graph, Tensor
+from analytic.engines.llamacpp_tensors import F32, I32, I64, Graph, Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +21,8 @@ class Batch:
     streams: int
     """Caches side by side, one for each slot that has cells of its own."""
     flash: bool
+    mixed: bool
+    """Whether tokens and embeddings from outside may come in one batch, as since 0.6."""
 
 
 @dataclass(slots=True)
@@ -62,10 +64,14 @@ class Builder:
         return made if bias is None else ops.like("add", made, bias)
 
     def embedded(self) -> Tensor:
-        """Rows of the embedding; the input for embeddings from outside is there too, unused."""
+        """Rows of the embedding; the inputs for embeddings from outside are there too, unused."""
         tokens = ops.graph_input(I32, self.batch.tokens)
         rows = self.graph.expand(ops.get_rows(self.need("token_embd.weight"), tokens))
         self.graph.expand(ops.graph_input(F32, *rows.ne))
+        if self.batch.mixed:
+            others = ops.get_rows(self.need("token_embd.weight"), ops.graph_input(I32, self.batch.tokens))
+            given = ops.like("dup", ops.graph_input(F32, *rows.ne))
+            self.graph.expand(ops.set_rows(given, others, ops.graph_input(I64, self.batch.tokens)))
         return rows
 
     def positions(self, per_token: int = 1) -> Tensor:

@@ -6,7 +6,7 @@ sizes to those of the library, over architectures, settings and devices (tests/r
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analytic.engines import llamacpp_tensors as ops
 from analytic.engines.llamacpp_attention import Attentions, Cache
@@ -23,10 +23,13 @@ from analytic.loaded.llamacpp import BACKENDS, layer_devices, placed_tensors
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent
 from analytic.models.model import Model
 from analytic.quantity import round_up
-from analytic.state.llamacpp import SLIDES, Slots, cache_type
+from analytic.state.llamacpp import SLIDES, Slots, cache_type, llamacpp_state
 
 LOGIT_BYTES = 4
 """Logits are float32."""
+
+RELEASES: Mapping[str, bool] = {"0.5": False, "0.6": True}
+"""Releases whose graphs differ, oldest first: whether batches may mix tokens and embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +54,7 @@ class _Settings:
     value_type: str
     swa_full: bool
     max_outputs: int
+    mixed: bool
 
     @property
     def tokens(self) -> int:
@@ -73,6 +77,7 @@ class _Settings:
                 outputs=min(tokens, self.max_outputs),
                 streams=self.slots.streams,
                 flash=self.flash,
+                mixed=self.mixed,
             )
 
 
@@ -97,6 +102,7 @@ def compute_buffers(
     main_gpu: int = 0,
     backend: str = "cuda",
     max_outputs: int | None = None,
+    release: str | None = None,
 ) -> tuple[Buffer, ...]:
     """The compute buffers of ``model`` on each GPU and the host, and the outputs on the host.
 
@@ -121,23 +127,26 @@ def compute_buffers(
         backend: ``cuda`` or ``cpu``.
         max_outputs: tokens of a batch whose logits are wanted. None for one of each slot, as llama-server asks since
             0.5; llama-cli, llama-bench and servers before it reserve for ``batch_size``.
+        release: of llama.cpp, one of `RELEASES`; None for the newest, the others being the bounds.
 
     Raises:
         UllageError: how llama.cpp computes such a model, or with such settings, is not known.
     """
     if min(ctx_size, parallel, batch_size, ubatch_size, max_outputs or 1) < 1:
         raise UsageError("llama.cpp's context, slots, batches and outputs are 1 or more", hint="-c 4096 -np 1 -ub 512")
-    _require_known(backend, split_mode, main_gpu, tensor_split)
+    _require_known(backend, split_mode, main_gpu, tensor_split, release)
     if split_mode == "none":
         tensor_split = (1.0,)
+    slots = Slots(ctx_size=ctx_size, parallel=parallel, unified=kv_unified, ubatch_size=ubatch_size)
     settings = _Settings(
-        slots=Slots(ctx_size=ctx_size, parallel=parallel, unified=kv_unified, ubatch_size=ubatch_size),
+        slots=slots,
         batch_size=batch_size,
         flash=flash_attention,
         key_type=cache_type_k,
         value_type=cache_type_v,
         swa_full=swa_full,
         max_outputs=parallel if max_outputs is None else max_outputs,
+        mixed=True,
     )
     file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
     if file.architecture not in RECIPES:
@@ -145,23 +154,42 @@ def compute_buffers(
             f"the graph that llama.cpp builds of {file.architecture!r} is not known to ullage",
             hint=f"known: {', '.join(sorted(RECIPES))}",
         )
+    llamacpp_state(
+        file.geometry,
+        ctx_size=ctx_size,
+        parallel=parallel,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        flash_attention=flash_attention,
+    )  # refuses caches that llama.cpp does
     gpus = len(tensor_split) if BACKENDS[backend].is_gpu else 0
     placing = _Placing(
         file=file, gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, backend=backend, tensor_split=tensor_split
     )
     devices = placing.devices(gpus)
-    reserved = [_reserved(model, placing, devices, settings, batch) for batch in settings.batches()]
-    sizes = [max(each) for each in zip(*reserved, strict=True)]
-    vocabulary = placing.vocabulary
-    outputs = vocabulary * parallel * LOGIT_BYTES
+    of_releases = [
+        _sizes(model, placing, devices, replace(settings, mixed=mixed))
+        for name, mixed in RELEASES.items()
+        if release in (None, name)
+    ]
+    outputs = placing.vocabulary * parallel * LOGIT_BYTES
     return (
-        *(_buffer(f"GPU{gpu}", sizes[gpu], "graph") for gpu in range(gpus)),
-        _buffer("host", sizes[-1], "graph"),
-        _buffer("host", outputs, f"logits of {parallel} token{'s' * (parallel > 1)}"),
+        *(_buffer(devices.name(device), own, "graph") for device, own in enumerate(zip(*of_releases, strict=True))),
+        _buffer("host", (outputs,), f"logits of {parallel} token{'s' * (parallel > 1)}"),
     )
 
 
-def _require_known(backend: str, split_mode: str, main_gpu: int, tensor_split: tuple[float, ...]) -> None:
+def _sizes(model: Model, placing: "_Placing", devices: Devices, settings: _Settings) -> tuple[int, ...]:
+    """Bytes on each device; buffers are never made smaller again."""
+    reserved = [_reserved(model, placing, devices, settings, batch) for batch in settings.batches()]
+    return tuple(max(each) for each in zip(*reserved, strict=True))
+
+
+def _require_known(
+    backend: str, split_mode: str, main_gpu: int, tensor_split: tuple[float, ...], release: str | None
+) -> None:
+    if release is not None and release not in RELEASES:
+        raise UsageError(f"graphs of llama.cpp {release} are not known to ullage", hint=f"one of {', '.join(RELEASES)}")
     if backend not in ("cuda", "cpu"):
         raise UsageError(f"compute buffers of llama.cpp's backend {backend!r} are not modelled", hint="cuda or cpu")
     if split_mode not in ("layer", "none"):
@@ -170,8 +198,8 @@ def _require_known(backend: str, split_mode: str, main_gpu: int, tensor_split: t
         raise UsageError(f"-mg {main_gpu}: there are {len(tensor_split)} GPUs", hint="they count from 0")
 
 
-def _buffer(place: str, size: int, note: str) -> Buffer:
-    return Buffer(place=place, bytes=size, low=size, high=size, note=note)
+def _buffer(place: str, sizes: tuple[int, ...], note: str) -> Buffer:
+    return Buffer(place=place, bytes=sizes[-1], low=min(sizes), high=max(sizes), note=note)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -241,16 +241,16 @@ def _parallel(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> Te
     build = model.builder
     assert layer.mixer is not None
     own = model.norm(stream, "attn_norm", index)
-    second = build.weight("attn_norm_2.weight", index) is not None
-    read = model.norm(stream, "attn_norm_2", index) if second else own
+    has_second = build.weight("attn_norm_2.weight", index) is not None
+    read = model.norm(stream, "attn_norm_2", index) if has_second else own
     attended = model.mixed(index, layer.mixer, read)
     if model.is_last(index):
         attended, stream, own = build.rows(model.wanted, attended, stream, own)
     if build.weight("ffn_norm.weight", index) is not None:
         own = model.norm(stream, "ffn_norm", index)
-    made = model.fed(index, layer, own)
-    first, then = (stream, attended) if model.recipe.scales_logits else (attended, stream)
-    return ops.like("add", ops.like("add", made, first), then)
+    parts = {"fed": model.fed(index, layer, own), "attended": attended, "stream": stream}
+    first, second, third = (parts[name] for name in model.recipe.summed.split())
+    return ops.like("add", ops.like("add", first, second), third)
 
 
 def _single(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> Tensor:

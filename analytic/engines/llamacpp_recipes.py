@@ -49,6 +49,8 @@ class Recipe:
     """A delta net's keys are repeated up to the number of its value heads."""
     weigh_first: bool = False
     """Experts' weights are applied before them."""
+    summed: str = "fed attended stream"
+    """In what order a parallel layer adds up."""
     stream_first: tuple[bool, bool] = (False, False)
     """Whether the stream comes first where a mixer's, and a feed-forward's, results are added to it: sums are written
     over their first operand."""
@@ -58,7 +60,7 @@ _GEMMA = Recipe(act="geglu", scales_query=True, scales_embedding=True)
 _CLASSIC = Recipe(norm="norm", act="gelu")
 _DELTA = Recipe(gated_attention=True, ffn_norm="post_attention_norm", rows="after norm")
 _GRANITE = Recipe(scales_embedding=True, scales_residual=True, scales_logits=True)
-_COMMAND = Recipe(norm="norm", flow="parallel", scales_logits=True)
+_COMMAND = Recipe(norm="norm", flow="parallel", scales_logits=True, summed="fed stream attended")
 _POST_NORM = Recipe(ffn_norm="post_attention_norm")
 _WHOLE = Recipe(whole_heads_norm=True)
 _SINGLE = Recipe(flow="single")
@@ -80,7 +82,6 @@ RECIPES: Mapping[str, Recipe] = {
     "minimax-m2": _WHOLE,
     "olmo2": _WHOLE,
     "llama4": Recipe(gating="sigmoid", normed=False, weigh_first=True),
-    "apertus": Recipe(act="xielu"),
     "granite": _GRANITE,
     "granitehybrid": _GRANITE,
     "gpt2": _CLASSIC,
@@ -88,8 +89,8 @@ RECIPES: Mapping[str, Recipe] = {
     "starcoder2": _CLASSIC,
     "stablelm": Recipe(norm="norm"),
     "falcon": replace(_CLASSIC, flow="parallel"),
-    "phi2": replace(_CLASSIC, flow="parallel", scales_query=True),
-    "gptneox": replace(_CLASSIC, flow="parallel"),
+    "phi2": replace(_CLASSIC, flow="parallel", scales_query=True, summed="attended fed stream"),
+    "gptneox": replace(_CLASSIC, flow="parallel", summed="fed stream attended"),
     "command-r": _COMMAND,
     "cohere2": _COMMAND,
     "mamba": _SINGLE,

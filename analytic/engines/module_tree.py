@@ -102,9 +102,12 @@ class ModuleTree:
 
     @property
     def tied_groups(self) -> tuple[tuple[str, ...], ...]:
-        """Names of the parameters that share a storage."""
+        """Names of the parameters that share a storage, by name."""
         targets = dict.fromkeys(self.tied.values())
-        return tuple((target, *(name for name, other in self.tied.items() if other == target)) for target in targets)
+        return tuple(
+            tuple(sorted((target, *(name for name, other in self.tied.items() if other == target))))
+            for target in targets
+        )
 
     @cached_property
     def _totals(self) -> dict[str, float]:

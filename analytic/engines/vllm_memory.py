@@ -118,11 +118,11 @@ def runner_bytes(model: Model, run: VllmRun) -> int:
 def compile_bytes(model: Model, run: VllmRun) -> int:
     """Peak of compiling: a copy of the embedding, as the first kernel is tuned to gather it, ids and what it makes.
 
-    vLLM's own models norm in the same kernel: a second stream, and the norm's weight.
+    Where the first layer norms its input the same kernel does: a second stream, and the norm's weight.
     """
     geometry, item = model.geometry, itemsize(run.dtype)
     rows = round_up(geometry.vocab_size, VOCABULARY_ROWS) // run.tensor_parallel_size
     row = geometry.hidden_size * item
     made = row * run.max_num_batched_tokens
-    normed = 0 if family(geometry).through_transformers else made + row
+    normed = made + row if family(geometry).norms_embedding else 0
     return rows * row + made + normed + 4 * run.max_num_batched_tokens + batch_bytes(run)

@@ -39,7 +39,7 @@ class Need:
     context: float = 0
     """Keys and values that are expanded for a context of several requests (`mla_attention.py`, forward_impl)."""
     inner: float = 0
-    """* The hidden stream of a recurrent mixer."""
+    """* The hidden stream of a recurrent mixer, the layer's own or that of the layers before."""
     conv: float = 0
     """* Channels of its convolution."""
     heads: float = 0
@@ -71,8 +71,8 @@ class Family:
     eager: Moments
     compiled: Moments | None = None
     """None where a compiled run was not recorded; the eager one stands for it, with a wider interval."""
-    through_transformers: bool = False
-    """Whether transformers' class is served: what gathers the embedding then does not norm it too."""
+    norms_embedding: bool = True
+    """Whether the first layer norms what it gets, which a compiled kernel does as it gathers the embedding."""
     checkpoints: bool = False
     """Whether a recurrent mixer keeps states along a prefill, for the prefix cache (gdn/qwen_gdn_linear_attn.py)."""
     padded_experts: tuple[int, int] = (1, 1)
@@ -95,12 +95,14 @@ def _dense(streams: float, *, mlp: Need = GATED, attention: Need | None = None, 
 LLAMA = Family(eager=_dense(3), compiled=_dense(3))
 QK_NORM = QKV + Need(q=1, k=1, o=1, h=3)
 QWEN3 = Family(eager=_dense(4, attention=QK_NORM), compiled=_dense(3, attention=QK_NORM))
-GEMMA = Family(eager=_dense(5))
+GEMMA = Family(eager=_dense(5), compiled=_dense(2, q=1))
 LATENT = Need(context=1, q=1, o=1, h=2, latent=1, normed=1, q_lora=1)
 LATENT_COMPILED = Need(context=1, q=1, o=1, h=1, normed=1, rope=1)
 
 GATED_ATTENTION = QKV + Need(q=5, k=1, o=1, h=4, one=16)
 """Queries come with gates, both are copied as keys are, and the output is gated."""
+GATED_COMPILED = QKV + Need(q=4, k=1, o=1, conv=1, inner=1, h=2, one=16)
+"""A compiled pass keeps what the recurrent layers before projected."""
 GPT_OSS_ATTENTION = QKV + Need(o=1, h=3, one=192)
 """The experts' output is 192 elements wider than the stream where Marlin runs them."""
 ROTATED32 = QKV + Need(q=3, k=7, o=0, h=2)
@@ -115,29 +117,28 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": GEMMA,
     "gemma2": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
     "gemma3_text": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
-    "granite": Family(eager=_dense(4)),
-    "cohere": Family(eager=_dense(5)),
+    "granite": Family(eager=_dense(4), compiled=_dense(3)),
+    "cohere": Family(eager=_dense(5), compiled=_dense(4)),
     "stablelm": Family(eager=_dense(5)),
+    "falcon": Family(eager=_dense(3, mlp=Need(i=2))),
     "bloom": Family(eager=_dense(3, mlp=Need(i=2))),
     "gpt2": Family(eager=_dense(6, mlp=Need(i=2))),
     "apertus": Family(eager=_dense(3, mlp=Need(i=5.5)), compiled=_dense(4, mlp=Need(i=1))),
-    "starcoder2": Family(through_transformers=True, eager=_dense(4, mlp=Need(i=2), rope=2)),
-    "glm": Family(through_transformers=True, eager=_dense(4, mlp=Need(i=4), rope=1)),
-    "seed_oss": Family(through_transformers=True, eager=_dense(4, rope=2)),
-    "smollm3": Family(through_transformers=True, eager=_dense(4, rope=2)),
-    "hunyuan_v1_dense": Family(through_transformers=True, eager=_dense(4, rope=2)),
+    "starcoder2": Family(eager=_dense(4, mlp=Need(i=2), rope=2)),
+    "glm": Family(eager=_dense(4, mlp=Need(i=4), rope=1), compiled=_dense(3, rope=1)),
+    "seed_oss": Family(eager=_dense(4, rope=2)),
+    "smollm3": Family(eager=_dense(4, rope=2), compiled=_dense(3, rope=2)),
+    "hunyuan_v1_dense": Family(eager=_dense(4, rope=2)),
     "olmo2": Family(
-        through_transformers=True,
+        norms_embedding=False,
         eager=_dense(4, rope=4, attention=ROTATED32 + Need(rope=4)),
         compiled=_dense(3, rope=4),
     ),
-    "olmo3": Family(through_transformers=True, eager=_dense(4, rope=8, attention=ROTATED32 + Need(rope=8))),
-    "phi": Family(through_transformers=True, eager=_dense(4, mlp=Need(i=4), rope=0.8)),
+    "olmo3": Family(norms_embedding=False, eager=_dense(4, rope=8, attention=ROTATED32 + Need(rope=8))),
+    "phi": Family(eager=_dense(4, mlp=Need(i=4), rope=0.8)),
     "opt": Family(eager=_dense(4, mlp=Need(i=2))),
     "gptj": Family(eager=_dense(3, mlp=Need(i=2))),
-    "gpt_neox": Family(
-        through_transformers=True, eager=_dense(4, mlp=Need(i=2), attention=QKV + Need(q=2, k=3, h=4, one=64))
-    ),
+    "gpt_neox": Family(eager=_dense(4, mlp=Need(i=2), attention=QKV + Need(q=2, k=3, h=4, one=64))),
     "mixtral": Family(
         eager=Moments(attention=QKV + Need(o=1, h=3)),
         compiled=Moments(attention=QKV + Need(q=1, k=1, o=1, h=3)),
@@ -152,8 +153,11 @@ FAMILIES: Mapping[str, Family] = {
         eager=Moments(attention=LATENT, mlp=GATED + Need(h=3)),
         compiled=Moments(attention=LATENT_COMPILED, mlp=GATED + Need(h=3)),
     ),
-    "glm4_moe": Family(eager=_dense(3)),
-    "minimax_m2": Family(eager=Moments(attention=QKV + Need(q=6, k=2, h=2, one=4))),
+    "glm4_moe": Family(eager=_dense(3), compiled=_dense(3, attention=QKV + Need(q=2, k=1, o=1, h=2))),
+    "minimax_m2": Family(
+        eager=Moments(attention=QKV + Need(q=6, k=2, h=2, one=4)),
+        compiled=Moments(attention=QKV + Need(q=2, k=1, o=1, h=2)),
+    ),
     "gpt_oss": Family(
         narrows_rotary=True,
         padded_experts=(128, 256),
@@ -163,15 +167,29 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_next": Family(
         checkpoints=True,
         eager=Moments(attention=GATED_ATTENTION, recurrent=Need(conv=3, inner=4, h=5, one=144)),
+        compiled=Moments(attention=GATED_ATTENTION, recurrent=Need(conv=2, inner=5, h=2, one=80)),
     ),
-    "qwen3_5_text": Family(checkpoints=True, eager=Moments(attention=GATED_ATTENTION, mlp=GATED + Need(h=5, one=16))),
-    "qwen3_5_moe_text": Family(checkpoints=True, eager=Moments(attention=GATED_ATTENTION)),
+    "qwen3_5_text": Family(
+        checkpoints=True,
+        eager=Moments(attention=GATED_ATTENTION, mlp=GATED + Need(h=5, one=16)),
+        compiled=Moments(attention=GATED_COMPILED, mlp=GATED + Need(conv=1, inner=1, h=3, one=16)),
+    ),
+    "qwen3_5_moe_text": Family(
+        checkpoints=True,
+        eager=Moments(attention=GATED_ATTENTION),
+        compiled=Moments(attention=GATED_COMPILED),
+    ),
     "nemotron_h": Family(
         eager=Moments(
             attention=QKV + Need(o=1, h=3),
             mlp=Need(i=2, h=2),
             recurrent=Need(inner=6, conv=1, heads=1, h=2, one=32),
-        )
+        ),
+        compiled=Moments(
+            attention=QKV + Need(o=1, h=3),
+            mlp=Need(i=2, h=2),
+            recurrent=Need(inner=4, conv=2, heads=2, h=3),
+        ),
     ),
     "deepseek_v3": Family(eager=Moments(attention=LATENT, mlp=GATED + Need(h=3))),
 }

@@ -35,7 +35,7 @@ CHECKPOINT_TOKENS = 16
 CONTEXT_TOKENS = 64 * 1024
 """Most tokens whose latent keys and values are expanded at once (mla_attention.py)."""
 CONTEXT_REQUESTS, CONTEXT_PAGES = 8, 4
-LATENT_BLOCK_TOKENS = 64
+PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +160,7 @@ def sampler_bytes(geometry: Geometry, run: VllmRun) -> int:
 
 
 def _bytes(need: Need, geometry: Geometry, layer: Layer, run: VllmRun) -> int:
-    split, whole = _split_sizes(layer), _whole_sizes(geometry, layer)
+    split, whole = _split_sizes(geometry, layer), _whole_sizes(geometry, layer)
     elements = sum(getattr(need, name) * size / run.tensor_parallel_size for name, size in split.items())
     elements += sum(getattr(need, name) * size for name, size in whole.items()) + need.one
     if isinstance(layer.mixer, Attention):  # a rank has one head of keys at least
@@ -170,17 +170,18 @@ def _bytes(need: Need, geometry: Geometry, layer: Layer, run: VllmRun) -> int:
     return round(elements * run.max_num_batched_tokens * itemsize(run.dtype)) + context + batch_bytes(run)
 
 
-def _split_sizes(layer: Layer) -> dict[str, int]:
+def _split_sizes(geometry: Geometry, layer: Layer) -> dict[str, int]:
     """Elements a token of what is split over ranks."""
     mixer, ff = layer.mixer, layer.feed_forward
     found: dict[str, int] = {}
+    recurrent = next((each.mixer for each in geometry.layers if isinstance(each.mixer, Recurrent)), None)
+    if recurrent is not None:
+        found = {"inner": recurrent.inner_size, "conv": recurrent.conv_channels, "heads": recurrent.heads or 0}
     if isinstance(mixer, Attention):
-        found = {"q": mixer.heads * mixer.head_dim, "o": mixer.heads * mixer.v_head_dim}
+        found |= {"q": mixer.heads * mixer.head_dim, "o": mixer.heads * mixer.v_head_dim}
     elif isinstance(mixer, LatentAttention):
         query = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
-        found = {"q": mixer.heads * query, "o": mixer.heads * mixer.v_head_dim}
-    elif isinstance(mixer, Recurrent):
-        found = {"inner": mixer.inner_size, "conv": mixer.conv_channels, "heads": mixer.heads or 0}
+        found |= {"q": mixer.heads * query, "o": mixer.heads * mixer.v_head_dim}
     if isinstance(ff, FeedForward):
         found["i"] = ff.intermediate_size
     elif isinstance(ff, MixtureOfExperts):
@@ -206,7 +207,7 @@ def _whole_sizes(geometry: Geometry, layer: Layer) -> dict[str, int]:
 def _context_bytes(mixer: object, run: VllmRun) -> int:
     """Keys and values expanded for the context of eight requests of full length, within 65,536 tokens."""
     assert isinstance(mixer, LatentAttention)
-    pages = CONTEXT_PAGES * run.max_num_seqs * LATENT_BLOCK_TOKENS
+    pages = CONTEXT_PAGES * run.max_num_seqs * PAGE_TOKENS
     tokens = min(max(CONTEXT_REQUESTS * run.max_model_len, pages), CONTEXT_TOKENS)
     expanded = mixer.heads // run.tensor_parallel_size * (mixer.qk_nope_head_dim + mixer.v_head_dim)
     return tokens * expanded * itemsize(run.dtype)
