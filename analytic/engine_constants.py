@@ -20,7 +20,7 @@ class Scale:
     """Of vLLM: ``activations`` (the profiling pass), ``graphs``, ``libraries`` outside of PyTorch, on one GPU or, with
     tensor parallelism, on several."""
     value: float
-    """Printed over estimated, of all runs together."""
+    """Printed over estimated: the median of the runs."""
     low: float
     """Lower end of the 95 % bootstrap interval of ``value``; its own value for a single run."""
     high: float
@@ -48,7 +48,7 @@ class EngineCalibration:
     """File and model of each."""
 
     def applied(self, constant: Constant, estimated: Quantity) -> Quantity:
-        """``estimated`` with the fitted constant, between the runs' extremes; of few runs between the old bounds too."""
+        """``estimated`` with the fitted constant, between the runs' extremes; of few runs within the old bounds too."""
         scale = next((scale for scale in self.scales if scale.constant == constant), None)
         if scale is None or not estimated.bytes:
             return estimated

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from statistics import median
 
 from analytic.engine_constants import Constant, EngineCalibration, Scale
 from analytic.engine_logs import Beside, Row
@@ -81,20 +82,16 @@ def _mean(rows: Sequence[Row]) -> _Pair:
 
 
 def _scale(constant: Constant, pairs: Sequence[_Pair], draws: int) -> Scale:
+    """The median ratio, which one odd machine does not move, and its bootstrap interval over the runs."""
     draw = random.Random(0)
-    drawn = sorted(_value(draw.choices(pairs, k=len(pairs))) for _ in range(draws))
     ratios = [printed / estimated for printed, estimated in pairs]
+    drawn = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(draws))
     return Scale(
         constant=constant,
-        value=_value(pairs),
+        value=median(ratios),
         low=drawn[int(0.025 * draws)],
         high=drawn[max(0, -(-975 * draws // 1000) - 1)],
         least=min(ratios),
         most=max(ratios),
-        runs=len(pairs),
+        runs=len(ratios),
     )
-
-
-def _value(pairs: Sequence[_Pair]) -> float:
-    """Least squares through the origin."""
-    return sum(p * e for p, e in pairs) / sum(e * e for _, e in pairs)

@@ -34,8 +34,9 @@ TOKENS_SHARED_UNTIL = (0, 20)
 """Until here the printed tokens of a KV cache are its blocks', shared evenly by the groups of layers; since, what the
 concurrency at the longest length comes to (``v1/core/kv_cache_utils.py``)."""
 GRAPHS_FITTED_FROM = (0, 17)
-EARLIER_GRAPHS, EARLIER_GRAPH_BYTES = 67, 800 * 2**10
-"""Of V1 before: batches of 1, 2, 4 and each 8 up to 512, and the most bytes a layer of each in logs of 0.8 (780 KiB)."""
+EARLIER_GRAPHS, EARLIER_GRAPHS_BYTES, EARLIER_GRAPH_BYTES = 67, 2**30, 700 * 2**10
+"""Of V1 before: batches of 1, 2, 4 and each 8 up to 512; and at most, a constant and bytes a layer of each (logs of 0.8
+have 650 KiB beside 1 GiB)."""
 SORTED_BYTES = 38
 """A logit: in bfloat16, in float32, sorted with their places, and as sorting copies (topk_topp_sampler.py)."""
 CUBLAS_BYTES, CUBLAS_HOPPER_BYTES = 8_519_680, 32 * 2**20
@@ -117,7 +118,7 @@ def is_whole_window(release: Release, model: Model) -> bool:
 
 
 def libraries_of(release: Release, stage: Stage, gpu: Gpu | None) -> Quantity:
-    """What is outside of PyTorch: in V0's figure the context may be, and ranks need not have made NCCL's buffers yet."""
+    """What is outside of PyTorch: in V0's figure the context may be, and ranks may not have made NCCL's buffers yet."""
     found = stage.non_torch
     if release.is_modelled or release.runner == "v2":
         return found
@@ -131,7 +132,7 @@ def graphs_of(release: Release, stage: Stage) -> Quantity:
     if not found.high_bytes or (release.version is not None and release.version >= GRAPHS_FITTED_FROM):
         return found
     first, end = stage.span
-    high = max(found.high_bytes, EARLIER_GRAPHS * EARLIER_GRAPH_BYTES * (end - first))
+    high = max(found.high_bytes, EARLIER_GRAPHS_BYTES + EARLIER_GRAPHS * EARLIER_GRAPH_BYTES * (end - first))
     return bounded(found.low_bytes, found.bytes, high, found.basis)
 
 

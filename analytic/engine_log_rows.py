@@ -28,9 +28,9 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Of the estimate, relative to what was printed, as far as the printed digits tell; None beside 0."""
+        """Of the estimate, relative to what was printed, as far as the printed digits tell; None beside 0 or less."""
         nearest = min(max(self.estimated, self.printed_low), self.printed_high)
-        return (self.estimated - nearest) / self.printed if self.printed else None
+        return (self.estimated - nearest) / self.printed if self.printed > 0 else None
 
     @property
     def is_within(self) -> bool:
@@ -109,5 +109,5 @@ def within(low: int, middle: int, high: int) -> Quantity:
 
 def version_of(run: EngineRun) -> tuple[int, int] | None:
     """The first two numbers of a release; None where it is not printed, or a build that says none (0.1.dev)."""
-    match = re.match(r"(\d{1,4})\.(\d{1,4})(?!\.?dev)", run.version or "")
+    match = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d|\.?dev)", run.version or "")
     return (int(match[1]), int(match[2])) if match else None

@@ -232,7 +232,7 @@ def _activations(of: _Stage, less_held: bool) -> Iterator[Row]:
 
 
 def _cache(of: _Stage, asked: Deployment, weights: Quantity) -> Iterator[Row]:
-    budget = _budget(of.run, asked)
+    budget = budget_of(of.run, asked)
     memory = of.of("kv_cache_memory")
     if budget is not None:
         graphs = (of.graphs,) if of.counts_graphs else ()
@@ -243,7 +243,8 @@ def _cache(of: _Stage, asked: Deployment, weights: Quantity) -> Iterator[Row]:
         yield from _blocks(of, asked, memory)
 
 
-def _budget(run: EngineRun, asked: Deployment) -> int | None:
+def budget_of(run: EngineRun, asked: Deployment) -> int | None:
+    """What vLLM may use of a GPU, as printed or of the GPU; None where neither is known."""
     if (printed := median(run, "budget")) is not None:
         return printed
     total = median(run, "total_gpu_memory") or (asked.gpu.cuda_bytes if asked.gpu else None)

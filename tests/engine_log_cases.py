@@ -44,9 +44,9 @@ def read(case: Case, **more: Any) -> Beside:
     return beside(run, source=case.source, model=case.model, gpu=gpu, given=case.given, **more)
 
 
-def _records(name: str) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = json.loads((DATA / name).read_text("utf-8"))["records"]
-    return records
+def records(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DATA / name).read_text("utf-8"))["records"]
+    return found
 
 
 _QUANTISED = {
@@ -65,7 +65,7 @@ NO_ROTARY = "ibm-granite/granite-3.1-2b-instruct"
 
 def of_0_19() -> Iterator[Case]:
     """H100, all settings and all components."""
-    for record in _records("vllm_logs.json"):
+    for record in records("vllm_logs.json"):
         if record["model"] == NO_ROTARY:
             continue
         quantised = _QUANTISED.get(record["model"])
@@ -83,7 +83,7 @@ def of_0_19() -> Iterator[Case]:
 
 def of_lengths() -> Iterator[Case]:
     """H100, 0.19: bytes and tokens of the KV cache, of several lengths."""
-    for record in _records("engine_logs.json"):
+    for record in records("engine_logs.json"):
         for length, cache, tokens in record["runs"]:
             yield Case(
                 name=f"{record['model']} {length} {cache}",
@@ -102,6 +102,8 @@ def of_lengths() -> Iterator[Case]:
 
 
 _A100, _H100 = "a100-80gb", "h100-80gb"
+_OWN_CHOICE = "a checkpoint whose own list of 16-bit layers is needed"
+_LORA = "LoRA adapters' buffers are in the printed weights, which are not modelled"
 
 STARTS: dict[str, dict[str, Any]] = {
     "Qwen2___5-7B-Instruct": {},
@@ -134,7 +136,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "neuralmagic/Meta-Llama-3.1-70B-Instruct-quantized.w8a8": {
         **{"model": "llama-3.1-70b", "quantization": "w8a8", "gpu": _H100, "max_model_len": 2048}
     },
-    "meta-llama/Llama-3.1-8B-Instruct": {"model": "llama-3.1-8b"},
+    "meta-llama/Llama-3.1-8B-Instruct": {"model": "llama-3.1-8b", "gpu": {"RTX 3090": "rtx-3090"}},
     "openai/gpt-oss-20b": {"model": "gpt-oss-20b", "gpu": _H100},
     "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic": {
         **{"model": "llama-3.3-70b", "quantization": "fp8-dynamic", "gpu": _H100}
@@ -147,9 +149,9 @@ STARTS: dict[str, dict[str, Any]] = {
 NOT_HELD: dict[str, str] = {
     "models": "a folder's name alone, of an embedding model",
     "functionary-small-v2.4": "a fine-tune with a vocabulary of its own",
-    "Llama-2-7b-chat-hf": "LoRA adapters' buffers are in the printed weights, which are not modelled",
+    "Llama-2-7b-chat-hf": _LORA,
     "Qwen/Qwen2-VL-7B-Instruct-AWQ": "vision tower and format together are not in the catalogue",
-    "unsloth/Mistral-Small-24B-Instruct-2501-unsloth-bnb-4bit": "a checkpoint whose own list of 16-bit layers is needed",
+    "unsloth/Mistral-Small-24B-Instruct-2501-unsloth-bnb-4bit": _OWN_CHOICE,
     "intfloat/e5-mistral-7b-instruct": "an embedding model",
     "DeepSeek-R1-Distill-Qwen-32B-Q4_K_M.gguf": "vLLM 0.33 itself loads no GGUF; on ROCm",
     "Mistral-Nemo-Instruct-2407/": "stages over two nodes whose cut the log does not print",
@@ -166,16 +168,16 @@ NOT_HELD: dict[str, str] = {
     "ibm-research/PowerMoE-3b": "not in the catalogue",
     "starcoder2-15b": "not in the catalogue",
     "facebook/opt-125m": "not in the catalogue",
-    "Erland/DeepSeek-R1-0528-Qwen3-8B": "LoRA adapters' buffers are in the printed weights",
-    "unsloth/meta-llama-3.1-8b-instruct-unsloth-bnb-4bit": "a checkpoint whose own list of 16-bit layers is needed",
-    "unsloth/Llama-3.2-1B-Instruct-FP8-Block": "LoRA adapters' buffers are in the printed weights",
-    "unsloth/mistral-7b-instruct-v0.3-bnb-4bit": "LoRA adapters' buffers are in the printed weights",
-    "unsloth/phi-4-bnb-4bit": "LoRA adapters' buffers are in the printed weights",
-    "unsloth/qwen2.5-3b-instruct-unsloth-bnb-4bit": "LoRA adapters' buffers are in the printed weights",
+    "Erland/DeepSeek-R1-0528-Qwen3-8B": _LORA,
+    "unsloth/meta-llama-3.1-8b-instruct-unsloth-bnb-4bit": _OWN_CHOICE,
+    "unsloth/Llama-3.2-1B-Instruct-FP8-Block": _LORA,
+    "unsloth/mistral-7b-instruct-v0.3-bnb-4bit": _LORA,
+    "unsloth/phi-4-bnb-4bit": _LORA,
+    "unsloth/qwen2.5-3b-instruct-unsloth-bnb-4bit": _LORA,
     "unsloth/qwen2.5-vl-7b-instruct-unsloth-bnb-4bit": "vision tower and format together are not in the catalogue",
-    "unsloth/Qwen3-4B-Base": "LoRA adapters' buffers are in the printed weights",
-    "unsloth/Qwen3-8B-FP8": "LoRA adapters' buffers are in the printed weights",
-    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4": "a checkpoint whose own list of 16-bit layers is needed",
+    "unsloth/Qwen3-4B-Base": _LORA,
+    "unsloth/Qwen3-8B-FP8": _LORA,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4": _OWN_CHOICE,
     "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": "not in the catalogue",
     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4": "not in the catalogue",
     "Qwen/Qwen3.6-27B-FP8": "served without its vision tower, and the checkpoint is not in the catalogue",
@@ -183,20 +185,17 @@ NOT_HELD: dict[str, str] = {
     "Qwen/Qwen3.6-35B-A3B-FP8": "served without its vision tower, and the checkpoint is not in the catalogue",
     "google/gemma-4-26B-A4B-it": "what vLLM holds of a Gemma 4 was not recorded",
     "google/gemma-4-12B-it": "a build of no release, of a model that is not in the catalogue",
-    "Meta-Llama-3.1-405B-Instruct-FP8": "a checkpoint whose own list of 16-bit layers is needed",
+    "Meta-Llama-3.1-405B-Instruct-FP8": _OWN_CHOICE,
+    "Qwen3-235B-A22B-FP8": "vllm#21348: one rank's bytes of cache beside the tokens of the rank that had least",
     "mistral-large2": "the catalogue's config does not say how it scales its rotary embedding",
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": "its vision tower is not in the catalogue",
 }
 """By the model's printed name."""
 
-_HAS_LORA = "unsloth/Llama-3.2-3B-Instruct"
-"""Two of its three starts have adapters' buffers in their weights."""
-_OF_REQUEST = ("model", "gpu")
-
 
 def of_starts() -> Iterator[Case]:
     """All other public starts, many without settings."""
-    for index, record in enumerate(_records("startup_logs.json")):
+    for index, record in enumerate(records("startup_logs.json")):
         printed = record["model"]
         if printed in NOT_HELD or "LoRA buffers" in (record["notes"] or ""):
             continue
@@ -215,6 +214,22 @@ def of_starts() -> Iterator[Case]:
             source=record["source"],
             printed=printed,
             text=text_of(record),
+            gpu=gpu if isinstance(gpu := added.pop("gpu", None), str | None) else gpu.get(record["gpu"], _H100),
+            model=added.pop("model", None),
+            given=added,
+        )
+
+
+def quoted() -> Iterator[Case]:
+    """Lines of further threads."""
+    for record in json.loads((DATA / "engine_logs.json").read_text("utf-8"))["quoted"]:
+        added = dict(record["add"])
+        banner = f"INFO Initializing a V1 LLM engine (v{record['version']}) with config: model='{record['model']}'"
+        yield Case(
+            name=f"{record['model']} {record['source'].rpartition('/')[2]}",
+            source=record["source"],
+            printed=record["model"],
+            text="\n".join([*([banner] if record["version"] else []), *record["lines"]]) + "\n",
             gpu=added.pop("gpu", None),
             model=added.pop("model", None),
             given=added,
@@ -223,4 +238,18 @@ def of_starts() -> Iterator[Case]:
 
 def cases() -> list[Case]:
     """All of vLLM."""
-    return [*of_0_19(), *of_lengths(), *of_starts()]
+    return [*of_0_19(), *of_lengths(), *of_starts(), *quoted()]
+
+
+def sglang_cases() -> list[Case]:
+    """Of SGLang, on a GB10, whose memory other processes share."""
+    logs = json.loads((DATA / "engine_logs.json").read_text("utf-8"))["sglang"]
+    return [
+        Case(
+            name=f"{index} {record['model']}",
+            source=record["source"],
+            printed=record["model"],
+            text="\n".join(record["lines"]) + "\n",
+        )
+        for index, record in enumerate(logs)
+    ]

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 V1_SINCE, V0_UNTIL = (0, 8), (0, 10)
+WORKER_OF_V0 = "https://github.com/vllm-project/vllm/pull/10511"
+"""Its lines come from ``worker.py``."""
 
 
 def lines_of_0_19(record: Mapping[str, Any]) -> Iterator[str]:
@@ -59,6 +61,8 @@ def version_of(record: Mapping[str, Any]) -> tuple[int, int] | None:
 def is_v0(record: Mapping[str, Any]) -> bool:
     """Whether the V0 engine printed it: only that swapped to the CPU, and profiled in one line."""
     version = version_of(record)
+    if record["source"] == WORKER_OF_V0:
+        return True
     if record["cpu_blocks"] is not None or (version is not None and version < V1_SINCE):
         return True
     return record["activation_peak"] is not None and version is not None and version <= V0_UNTIL

@@ -1,6 +1,6 @@
 r"""The compute buffers that the real llama.cpp reserves for models of real sizes, to the byte.
 
-`python tests/record_llamacpp_compute.py LLAMA_CPP BUILD CUDA_LIBRARY NULL_DEVICE [CUBLAS_HEADERS]`, with
+`python tests/record_llamacpp_compute.py LLAMA_CPP BUILD CUDA_LIBRARY NULL_DEVICE [MODEL...]`, with
 PYTHONPATH=.:LLAMA_CPP:LLAMA_CPP/gguf-py, writes tests/data/llamacpp/compute.json.
 
 The files are those of record_llamacpp_weights.py, whose docstring says how they are built, but CUDA_LIBRARY also has
@@ -243,7 +243,6 @@ CATALOGUE: dict[str, str | None] = {
     "pythia-12b": "Q8_0",
     "granite-3.3-8b": "Q4_K_M",
     "nemotron-3-nano-30b-a3b": "Q4_K_M",
-    "nemotron-h-56b": "Q4_K_M",
     "llama-4-scout": "Q4_K_M",
     "seed-oss-36b": "Q4_K_M",
     "smollm3-3b": "Q4_K_M",

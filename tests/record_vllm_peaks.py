@@ -45,7 +45,7 @@ DENSE = (
     *("llama-3.1-8b", "llama-2-7b", "qwen2.5-7b", "qwen3-8b", "gemma-7b", "gemma-2-9b", "gemma-3-1b", "phi-3-mini"),
     *("phi-2", "glm-4-9b", "granite-3.3-8b", "olmo-2-7b", "starcoder2-7b", "command-r", "opt-1.3b", "gpt2"),
     *("apertus-8b", "falcon-7b", "stablelm-2-1.6b", "pythia-6.9b", "bloom-176b", "gpt-j-6b", "hunyuan-7b", "olmo-3-7b"),
-    *("seed-oss-36b", "smollm3-3b", "gemma-3-4b", "qwen2.5-0.5b", "mistral-7b-v0.3"),
+    *("seed-oss-36b", "smollm3-3b", "gemma-3-4b", "qwen2.5-0.5b", "mistral-7b-v0.3", "qwen3-4b"),
 )
 ROUTED = (
     *("qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "gpt-oss-20b", "glm-4.5-air"),
@@ -67,7 +67,14 @@ COMPILED = (
     *("qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v2-lite", "gpt-oss-20b", "glm-4.5-air", "minimax-m2.5"),
     *("nemotron-h-56b", "qwen3-next-80b-a3b"),
 )
-LAYERS = {"nemotron-h-56b": 8, "nemotron-3-nano-30b-a3b": 8, "gemma-3-1b": 6, "gemma-3-4b": 6, "gpt-j-6b": 2}
+LAYERS = {
+    "deepseek-v3": 5,
+    "nemotron-h-56b": 8,
+    "nemotron-3-nano-30b-a3b": 8,
+    "gemma-3-1b": 6,
+    "gemma-3-4b": 6,
+    "gpt-j-6b": 2,
+}
 
 
 def case(model: str, tokens: int, seqs: int, **more: Any) -> dict[str, Any]:

@@ -87,12 +87,10 @@ def model_of(model_type: str) -> Model:
     return meta.from_config(config_of(model_type), id=model_type)
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What each rank said, by how many there are."""
+def run_ranks(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """What each of the real ranks said, by how many there are."""
     from transformers import AutoConfig
 
-    folder = tmp_path_factory.mktemp("ranks")
     for model_type in FAMILIES:
         raw = {key: value for key, value in config_of(model_type).items() if key != "model_type"}
         config = AutoConfig.for_model(model_type, **raw)
@@ -114,18 +112,31 @@ def held(weights: ShardedWeights) -> dict[str, list[Any]]:
     return {name: [list(g.shape), g.each_bytes] for g in weights.groups for name in expanded(g.served.group)}
 
 
-@pytest.mark.parametrize(("size", "model_type"), [(size, name) for size in SIZES for name in LOADED[size]])
-def test_a_rank_holds_what_a_real_one_holds(model_type: str, size: int, ranks: dict[int, list[dict[str, Any]]]) -> None:
-    model, said = model_of(model_type), [rank[model_type] for rank in ranks[size]]
-    if (size, model_type) in REFUSED:
-        assert all("failed" in rank for rank in said)
-        assert size not in possible_degrees(model)
-        why = f"divide {model_type} by {size}: .*{REFUSED[size, model_type]}"
-        with pytest.raises(UllageError, match=why) as raised:
-            shard(model, dtype="bfloat16", tensor_parallel_size=size)
-        assert "possible up to 64: 1" in raised.value.hint
-        return
-    assert size in possible_degrees(model)
+def test_a_rank_holds_what_a_real_one_holds(tmp_path: Path) -> None:
+    for size, ranks in run_ranks(tmp_path).items():
+        for model_type in LOADED[size]:
+            said = [rank[model_type] for rank in ranks]
+            if (size, model_type) in REFUSED:
+                assert all("failed" in rank for rank in said), (size, model_type)
+                require_refused(model_type, size)
+            else:
+                require_equal(model_type, size, said)
+
+
+def require_refused(model_type: str, size: int) -> None:
+    model = model_of(model_type)
+    assert size not in possible_degrees(model)
+    why = f"divide {model_type} by {size}: .*{REFUSED[size, model_type]}"
+    with pytest.raises(UllageError, match=why) as raised:
+        shard(model, dtype="bfloat16", tensor_parallel_size=size)
+    assert "possible up to 64: 1" in raised.value.hint
+
+
+def require_equal(model_type: str, size: int, said: list[dict[str, Any]]) -> None:
+    """Every tensor on every rank, the cache, and the widths of what runs through the layers."""
+    model, which = model_of(model_type), (size, model_type)
+    assert not [rank["failed"] for rank in said if "failed" in rank], which
+    assert size in possible_degrees(model), which
     geometry = sharded_geometry(model, tensor_parallel_size=size)
     state = sequence_state_bytes(
         geometry,
@@ -135,11 +146,10 @@ def test_a_rank_holds_what_a_real_one_holds(model_type: str, size: int, ranks: d
         itemsize=2,
     )
     for rank, real in enumerate(said):
-        assert "failed" not in real, real
-        assert held(shard(model, dtype="bfloat16", tensor_parallel_size=size, rank=rank)) == real["tensors"]
-        assert state == real["state_bytes"]
-    assert {name: width_of(geometry, name) for name in said[0]["widths"]} == said[0]["widths"]
-    assert said[0]["widths"]
+        assert held(shard(model, dtype="bfloat16", tensor_parallel_size=size, rank=rank)) == real["tensors"], which
+        assert state == real["state_bytes"], which
+        assert {name: width_of(geometry, name) for name in real["widths"]} == real["widths"], which
+        assert real["widths"], which
 
 
 def width_of(geometry: Geometry, name: str) -> int | None:

@@ -25,7 +25,9 @@ _KEPT_FRACTION = 0.90
 _BITSANDBYTES = {"bnb-nf4": 0.5, "bnb-fp4": 0.5, "bnb-nf4-dq": 0.5, "bnb-fp4-dq": 0.5, "bnb-int8": 1.0}
 """Bytes an element that ``quantized_element_size`` says."""
 _NATIVE = ("fp8", "mxfp4")
-"""Methods of published checkpoints whose modules are as large before loading as after."""
+"""Methods of published checkpoints whose modules transformers replaces before it loads them."""
+_ELEMENT_BYTES = {**_BITSANDBYTES, "mxfp4": 0.5}
+"""Of formats that are not counted as they are served: the scales of mxfp4 come when it is loaded."""
 _COUNTED = (*_BITSANDBYTES, *NATIVE_FORMATS)
 
 
@@ -125,8 +127,8 @@ def _counted_bytes(served: ServedGroup, model: Model, dtype: str) -> float:
             f"how large transformers takes modules in {served.format} for when it places them is not known",
             hint=f"known: 16 and 32 bits, {', '.join(_BITSANDBYTES)} and published {' or '.join(_NATIVE)}",
         )
-    if served.format in _BITSANDBYTES:
-        return group.elements * group.copies * _BITSANDBYTES[served.format]
+    if served.format in _ELEMENT_BYTES:
+        return group.elements * group.copies * _ELEMENT_BYTES[served.format]
     is_upcast = group.stored in ("float32-unless-float64", "float32-if-float16")
     return group.copies * (group.elements * itemsize(dtype) if is_upcast else served.each_bytes)
 

@@ -5,25 +5,17 @@ the graph of that batch is built here tensor by tensor, scheduled, and put throu
 sizes to those of the library, over architectures, settings and devices (tests/record_llamacpp_compute.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from analytic.engines import llamacpp_tensors as ops
-from analytic.engines.llamacpp_attention import Attentions, Cache
-from analytic.engines.llamacpp_blocks import Batch, Builder
-from analytic.engines.llamacpp_models import ModelGraph, scale_input
-from analytic.engines.llamacpp_recipes import RECIPES, Routing
-from analytic.engines.llamacpp_recurrent import Recurrences, States
-from analytic.engines.llamacpp_sched import Devices, buffer_sizes
-from analytic.engines.llamacpp_tensors import Tensor
+from analytic.engines.llamacpp_recipes import RECIPES
+from analytic.engines.llamacpp_reserved import Placing, Settings, reserved_sizes
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import ALL_LAYERS
-from analytic.loaded.gguf_file import GgufFile, gguf_file
-from analytic.loaded.llamacpp import BACKENDS, layer_devices, placed_tensors
-from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent
+from analytic.loaded.gguf_file import gguf_file
+from analytic.loaded.llamacpp import BACKENDS
 from analytic.models.model import Model
-from analytic.quantity import round_up
-from analytic.state.llamacpp import SLIDES, Slots, cache_type, llamacpp_state
+from analytic.state.llamacpp import Slots, llamacpp_state
 
 LOGIT_BYTES = 4
 """Logits are float32."""
@@ -43,42 +35,6 @@ class Buffer:
     high: int
     note: str
     """What it is for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Settings:
-    slots: Slots
-    batch_size: int
-    flash: bool
-    key_type: str
-    value_type: str
-    swa_full: bool
-    max_outputs: int
-    mixed: bool
-
-    @property
-    def tokens(self) -> int:
-        """Of the largest physical batch, before it is made a multiple of the slots."""
-        batch = min(self.slots.ctx_size, self.batch_size)
-        return min(self.context, batch, self.slots.ubatch_size)
-
-    @property
-    def context(self) -> int:
-        """Cells of all slots."""
-        return self.slots.cells * self.slots.streams
-
-    def batches(self) -> Iterator[Batch]:
-        """The two that are reserved for: a prompt's, and one token of every slot."""
-        slots = self.slots.parallel
-        for tokens in (self.tokens, slots):
-            yield Batch(
-                tokens=round_up(tokens, slots),
-                sequences=slots,
-                outputs=min(tokens, self.max_outputs),
-                streams=self.slots.streams,
-                flash=self.flash,
-                mixed=self.mixed,
-            )
 
 
 def compute_buffers(
@@ -132,20 +88,22 @@ def compute_buffers(
     Raises:
         UllageError: how llama.cpp computes such a model, or with such settings, is not known.
     """
-    if min(ctx_size, parallel, batch_size, ubatch_size, max_outputs or 1) < 1:
+    max_outputs = parallel if max_outputs is None else max_outputs
+    if min(ctx_size, parallel, batch_size, ubatch_size, max_outputs) < 1:
         raise UsageError("llama.cpp's context, slots, batches and outputs are 1 or more", hint="-c 4096 -np 1 -ub 512")
     _require_known(backend, split_mode, main_gpu, tensor_split, release)
+    first = 0
     if split_mode == "none":
-        tensor_split = (1.0,)
+        first, tensor_split = main_gpu, (1.0,)
     slots = Slots(ctx_size=ctx_size, parallel=parallel, unified=kv_unified, ubatch_size=ubatch_size)
-    settings = _Settings(
+    settings = Settings(
         slots=slots,
         batch_size=batch_size,
         flash=flash_attention,
         key_type=cache_type_k,
         value_type=cache_type_v,
         swa_full=swa_full,
-        max_outputs=parallel if max_outputs is None else max_outputs,
+        max_outputs=max_outputs,
         mixed=True,
     )
     file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
@@ -163,26 +121,21 @@ def compute_buffers(
         flash_attention=flash_attention,
     )  # refuses caches that llama.cpp does
     gpus = len(tensor_split) if BACKENDS[backend].is_gpu else 0
-    placing = _Placing(
+    placing = Placing(
         file=file, gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, backend=backend, tensor_split=tensor_split
     )
     devices = placing.devices(gpus)
     of_releases = [
-        _sizes(model, placing, devices, replace(settings, mixed=mixed))
+        reserved_sizes(model, placing, devices, replace(settings, mixed=mixed))
         for name, mixed in RELEASES.items()
         if release in (None, name)
     ]
     outputs = placing.vocabulary * parallel * LOGIT_BYTES
+    names = (*(f"GPU{first + gpu}" for gpu in range(gpus)), "host")
     return (
-        *(_buffer(devices.name(device), own, "graph") for device, own in enumerate(zip(*of_releases, strict=True))),
+        *(_buffer(name, own, "graph") for name, own in zip(names, zip(*of_releases, strict=True), strict=True)),
         _buffer("host", (outputs,), f"logits of {parallel} token{'s' * (parallel > 1)}"),
     )
-
-
-def _sizes(model: Model, placing: "_Placing", devices: Devices, settings: _Settings) -> tuple[int, ...]:
-    """Bytes on each device; buffers are never made smaller again."""
-    reserved = [_reserved(model, placing, devices, settings, batch) for batch in settings.batches()]
-    return tuple(max(each) for each in zip(*reserved, strict=True))
 
 
 def _require_known(
@@ -200,151 +153,3 @@ def _require_known(
 
 def _buffer(place: str, sizes: tuple[int, ...], note: str) -> Buffer:
     return Buffer(place=place, bytes=sizes[-1], low=min(sizes), high=max(sizes), note=note)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Placing:
-    """Where the file's tensors are."""
-
-    file: GgufFile
-    gpu_layers: int
-    cpu_moe_layers: int
-    backend: str
-    tensor_split: tuple[float, ...]
-
-    def devices(self, gpus: int) -> Devices:
-        """The device of each layer, and whether batches overlap (llama_context's constructor)."""
-        blocks = self.file.blocks
-        layers = layer_devices(blocks, gpu_layers=self.gpu_layers, tensor_split=self.tensor_split)
-        return Devices(
-            gpus=gpus,
-            layers=tuple(gpus if gpu is None or not gpus else gpu for gpu in layers),
-            overlapped=gpus > 1 and self.gpu_layers > blocks and not self.cpu_moe_layers,
-        )
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the head."""
-        by_name = {tensor.name: tensor for tensor in self.file.tensors}
-        return (by_name.get("output.weight") or by_name["token_embd.weight"]).shape[-2]
-
-    @property
-    def mamba2(self) -> bool:
-        """Whether decays are of heads, which files write as rows of one element."""
-        return any(
-            isinstance(mixer, Recurrent) and mixer.kind == "mamba2"
-            for layer in self.file.geometry.layers
-            for mixer in (layer.mixer, layer.recurrent)
-        )
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """By name as `Builder` asks: a tied head as the head, rotary factors once a layer."""
-        placed = placed_tensors(
-            self.file,
-            gpu_layers=self.gpu_layers,
-            cpu_moe_layers=self.cpu_moe_layers,
-            backend=self.backend,
-            tensor_split=self.tensor_split,
-        )
-        made: dict[str, Tensor] = {}
-        shared: dict[tuple[str, str], Tensor] = {}
-        for one in placed:
-            place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
-            name = one.tensor.name
-            if name.startswith("rope_f"):
-                name = f"rope@{one.layer}"
-            elif name == "token_embd.weight" and one.layer is not None:
-                name = "output.weight"
-            shape = one.tensor.shape[::-1]
-            if one.tensor.module == "ssm_a" and self.mamba2:
-                shape = (1, *shape) if len(shape) == 1 else shape
-            weight = ops.held(one.tensor.type, *shape, place=place, is_weight=True)
-            made[name] = shared.setdefault((one.tensor.name, place), weight)
-        return made
-
-
-def _reserved(model: Model, placing: _Placing, devices: Devices, settings: _Settings, batch: Batch) -> tuple[int, ...]:
-    """Bytes on each device for one batch."""
-    geometry, recipe = placing.file.geometry, RECIPES[placing.file.architecture]
-    builder = Builder(batch=batch, weights=placing.weights())
-    attentions = [layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention)]
-    graph = ModelGraph(
-        recipe=recipe,
-        geometry=geometry,
-        routing=_routing(model, placing.file),
-        builder=builder,
-        caches=dict(_caches(geometry, devices, settings)),
-        states=dict(_states(geometry, devices, builder)),
-        attentions=Attentions(builder),
-        recurrences=Recurrences(builder),
-        value_width=max((mixer.kv_heads * mixer.v_head_dim for mixer in attentions), default=0),
-        positions=builder.positions(recipe.position_axes),
-        wanted=builder.wanted(),
-        attention_scale=scale_input(batch.tokens) if placing.file.architecture == "llama4" else None,
-    )
-    graph.build()
-    return buffer_sizes(builder.graph, devices, tokens=batch.tokens)
-
-
-def _place(devices: Devices, layer: int) -> str:
-    return devices.name(devices.layers[layer])
-
-
-def _caches(geometry: Geometry, devices: Devices, settings: _Settings) -> Iterator[tuple[int, Cache]]:
-    """Layers with windows that llama.cpp knows share a cache of their own (llama_kv_cache_iswa)."""
-    key, value = cache_type(settings.key_type, "-ctk"), cache_type(settings.value_type, "-ctv")
-    for index, layer in enumerate(geometry.layers):
-        mixer = layer.mixer
-        if isinstance(mixer, Attention | LatentAttention):
-            window = getattr(mixer, "window_tokens", None) if geometry.model_type in SLIDES else None
-            slides = window is not None and not settings.swa_full
-            cells = settings.slots.window_cells(window) if slides and window else settings.slots.cells
-            yield index, Cache(window=window, cells=cells, place=_place(devices, index), key_type=key, value_type=value)
-
-
-def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[tuple[int, States]]:
-    for index, layer in enumerate(geometry.layers):
-        for mixer in (layer.mixer, layer.recurrent):
-            if isinstance(mixer, Recurrent):
-                size = mixer.state_elements // mixer.inner_size
-                heads = mixer.heads or 1
-                if mixer.kind == "mamba":  # the rank of its time step stands in for heads
-                    heads = builder.need("ssm_dt.weight", index).ne[0]
-                yield (
-                    index,
-                    States(
-                        place=_place(devices, index),
-                        inner=mixer.inner_size,
-                        heads=heads,
-                        state=size,
-                        groups=(mixer.conv_channels - mixer.inner_size) // (2 * size) if size else 0,
-                        kernel=mixer.conv_kernel,
-                        channels=mixer.conv_channels,
-                    ),
-                )
-
-
-_ROUTING: Mapping[str, str] = {
-    "expert_group_count": "n_group",
-    "expert_group_used_count": "topk_group",
-    "expert_weights_scale": "routed_scaling_factor",
-    "expert_weights_norm": "norm_topk_prob",
-}
-"""A file's own metadata, and the config's key."""
-
-
-def _routing(model: Model, file: GgufFile) -> Routing:
-    """Of the file, or of the config that it is converted from; what is missing has no part in the graph."""
-    text = model.config.get("text_config")
-    config = text if isinstance(text, Mapping) else model.config
-    given: Mapping[str, object] = file.numbers or {name: config.get(key) for name, key in _ROUTING.items()}
-    numbers = {
-        name: float(value) for name, value in given.items() if name in _ROUTING and isinstance(value, int | float)
-    }
-    normed = numbers.get("expert_weights_norm")
-    return Routing(
-        groups=int(numbers.get("expert_group_count", 1)),
-        used_groups=int(numbers.get("expert_group_used_count", 1)),
-        scaled=numbers.get("expert_weights_scale", 0.0) not in (0.0, 1.0),
-        normed=None if normed is None else normed > 0,
-    )

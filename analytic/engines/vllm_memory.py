@@ -51,8 +51,9 @@ def activation_peak(model: Model, run: VllmRun) -> tuple[Quantity, str]:
     held, warm = runner_bytes(model, run), moments(model.geometry, run)
     peaks = warm if run.enforce_eager else {**warm, "compile": compile_bytes(model, run)}
     name = max(peaks, key=peaks.__getitem__)
-    is_recorded = run.enforce_eager or family(model.geometry).compiled is not None
-    less, more = (0.0, 0.0) if is_recorded else (FUSED_FRACTION, UNFUSED_FRACTION)
+    known = family(model.geometry)
+    is_recorded = run.enforce_eager or known.compiled is not None
+    less, more = (0.0, known.tuning_fraction) if is_recorded else (FUSED_FRACTION, UNFUSED_FRACTION)
     least = [size if moment == "sampler" else int(size * (1 - less)) for moment, size in warm.items()]
     low = max(least) if run.pipeline_parallel_size == 1 else min(least)
     high = int(peaks[name] * (1 + more + UNSPLIT_FRACTION)) + _tower_bytes(model, run)

@@ -32,6 +32,8 @@ class Need:
     """The rotated key of a latent attention, or a row of a rotary table made in the pass: one rotated head."""
     q_lora: float = 0
     """Queries' latent."""
+    s: float = 0
+    """* Inner size of the shared experts."""
     routed_i: float = 0
     """* Inner size of the experts of one token."""
     routed_h: float = 0
@@ -60,6 +62,8 @@ class Moments:
     """A dense feed-forward."""
     recurrent: Need | None = None
     """A recurrent mixer."""
+    shared: Need | None = None
+    """Shared experts, beside the routed ones' workspace."""
     experts: Need | None = None
     """Routed experts, beside their workspace; None where attention beside it is always wider."""
 
@@ -73,6 +77,8 @@ class Family:
     """None where a compiled run was not recorded; the eager one stands for it, with a wider interval."""
     norms_embedding: bool = True
     """Whether the first layer norms what it gets, which a compiled kernel does as it gathers the embedding."""
+    tuning_fraction: float = 0
+    """By how much a first start needs more than a copy of the embedding and its streams, which was not explained."""
     checkpoints: bool = False
     """Whether a recurrent mixer keeps states along a prefill, for the prefix cache (gdn/qwen_gdn_linear_attn.py)."""
     padded_experts: tuple[int, int] = (1, 1)
@@ -92,12 +98,18 @@ def _dense(streams: float, *, mlp: Need = GATED, attention: Need | None = None, 
     return Moments(mlp=mlp + own, attention=QKV + Need(o=1, h=3) if attention is None else attention)
 
 
-LLAMA = Family(eager=_dense(3), compiled=_dense(3))
+COMPILED = _dense(2, o=1)
+"""A compiled pass runs in pieces between attention, whose output the caller of a piece keeps."""
+LLAMA = Family(eager=_dense(3), compiled=COMPILED)
 QK_NORM = QKV + Need(q=1, k=1, o=1, h=3)
-QWEN3 = Family(eager=_dense(4, attention=QK_NORM), compiled=_dense(3, attention=QK_NORM))
-GEMMA = Family(eager=_dense(5), compiled=_dense(2, q=1))
+QWEN3 = Family(eager=_dense(4, attention=QK_NORM), compiled=_dense(2, o=1, attention=QK_NORM))
+GEMMA = Family(eager=_dense(5), compiled=COMPILED)
 LATENT = Need(context=1, q=1, o=1, h=2, latent=1, normed=1, q_lora=1)
 LATENT_COMPILED = Need(context=1, q=1, o=1, h=1, normed=1, rope=1)
+DEEPSEEK = Family(
+    eager=Moments(attention=LATENT, mlp=GATED + Need(h=3)),
+    compiled=Moments(attention=LATENT_COMPILED, mlp=GATED + Need(h=3)),
+)
 
 GATED_ATTENTION = QKV + Need(q=5, k=1, o=1, h=4, one=16)
 """Queries come with gates, both are copied as keys are, and the output is gated."""
@@ -112,27 +124,27 @@ FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "phi3": LLAMA,
-    "qwen2": Family(eager=_dense(4), compiled=_dense(3)),
+    "qwen2": Family(eager=_dense(4), compiled=COMPILED),
     "qwen3": QWEN3,
     "gemma": GEMMA,
-    "gemma2": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
-    "gemma3_text": Family(eager=GEMMA.eager, compiled=_dense(2, q=1, one=2)),
-    "granite": Family(eager=_dense(4), compiled=_dense(3)),
-    "cohere": Family(eager=_dense(5), compiled=_dense(4)),
+    "gemma2": Family(eager=GEMMA.eager, compiled=_dense(2, o=1, one=2)),
+    "gemma3_text": Family(eager=GEMMA.eager, compiled=_dense(2, o=1, one=2)),
+    "granite": Family(eager=_dense(4), compiled=COMPILED),
+    "cohere": Family(eager=_dense(5), compiled=_dense(3, o=1)),
     "stablelm": Family(eager=_dense(5)),
     "falcon": Family(eager=_dense(3, mlp=Need(i=2))),
     "bloom": Family(eager=_dense(3, mlp=Need(i=2))),
     "gpt2": Family(eager=_dense(6, mlp=Need(i=2))),
-    "apertus": Family(eager=_dense(3, mlp=Need(i=5.5)), compiled=_dense(4, mlp=Need(i=1))),
-    "starcoder2": Family(eager=_dense(4, mlp=Need(i=2), rope=2)),
-    "glm": Family(eager=_dense(4, mlp=Need(i=4), rope=1), compiled=_dense(3, rope=1)),
-    "seed_oss": Family(eager=_dense(4, rope=2)),
-    "smollm3": Family(eager=_dense(4, rope=2), compiled=_dense(3, rope=2)),
-    "hunyuan_v1_dense": Family(eager=_dense(4, rope=2)),
+    "apertus": Family(eager=_dense(3, mlp=Need(i=5.5)), compiled=_dense(3, o=1, mlp=Need(i=1))),
+    "starcoder2": Family(eager=_dense(4, mlp=Need(i=2), rope=2), compiled=_dense(3, o=1, mlp=Need(i=1), rope=2)),
+    "glm": Family(eager=_dense(4, mlp=Need(i=4), rope=1), compiled=_dense(2, o=1, rope=1)),
+    "seed_oss": Family(eager=_dense(4, rope=2), compiled=_dense(2, o=1, rope=2)),
+    "smollm3": Family(eager=_dense(4, rope=2), compiled=_dense(2, o=1, rope=2)),
+    "hunyuan_v1_dense": Family(eager=_dense(4, rope=2), compiled=_dense(2, o=1, rope=2)),
     "olmo2": Family(
         norms_embedding=False,
         eager=_dense(4, rope=4, attention=ROTATED32 + Need(rope=4)),
-        compiled=_dense(3, rope=4),
+        compiled=_dense(2, o=1, rope=4),
     ),
     "olmo3": Family(norms_embedding=False, eager=_dense(4, rope=8, attention=ROTATED32 + Need(rope=8))),
     "phi": Family(eager=_dense(4, mlp=Need(i=4), rope=0.8)),
@@ -143,17 +155,21 @@ FAMILIES: Mapping[str, Family] = {
         eager=Moments(attention=QKV + Need(o=1, h=3)),
         compiled=Moments(attention=QKV + Need(q=1, k=1, o=1, h=3)),
     ),
-    "phimoe": Family(eager=Moments(attention=QKV + Need(q=1, k=1, o=1, h=4))),
-    "llama4_text": Family(eager=Moments(attention=QKV + Need(q=5, h=2))),
+    "phimoe": Family(
+        eager=Moments(attention=QKV + Need(q=1, k=1, o=1, h=4)),
+        compiled=Moments(attention=QKV + Need(q=1, k=1, o=1, h=3)),
+    ),
+    "llama4_text": Family(
+        tuning_fraction=0.3,
+        eager=Moments(attention=QKV + Need(q=5, h=2)),
+        compiled=Moments(attention=QKV + Need(q=5, h=2), shared=Need(s=3, h=4, one=16)),
+    ),
     "qwen3_moe": Family(
         eager=Moments(attention=QK_NORM),
         compiled=Moments(attention=QKV + Need(q=2, k=1, o=1, h=2)),
     ),
-    "deepseek_v2": Family(
-        eager=Moments(attention=LATENT, mlp=GATED + Need(h=3)),
-        compiled=Moments(attention=LATENT_COMPILED, mlp=GATED + Need(h=3)),
-    ),
-    "glm4_moe": Family(eager=_dense(3), compiled=_dense(3, attention=QKV + Need(q=2, k=1, o=1, h=2))),
+    "deepseek_v2": DEEPSEEK,
+    "glm4_moe": Family(eager=_dense(3), compiled=_dense(2, o=1, attention=QKV + Need(q=2, k=1, o=1, h=2))),
     "minimax_m2": Family(
         eager=Moments(attention=QKV + Need(q=6, k=2, h=2, one=4)),
         compiled=Moments(attention=QKV + Need(q=2, k=1, o=1, h=2)),
@@ -191,6 +207,6 @@ FAMILIES: Mapping[str, Family] = {
             recurrent=Need(inner=4, conv=2, heads=2, h=3),
         ),
     ),
-    "deepseek_v3": Family(eager=Moments(attention=LATENT, mlp=GATED + Need(h=3))),
+    "deepseek_v3": DEEPSEEK,
 }
 """By the text model's type."""

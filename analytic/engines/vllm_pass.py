@@ -91,6 +91,9 @@ def moments(geometry: Geometry, run: VllmRun) -> dict[str, int]:
             found[name] = max(found.get(name, 0), left + size - given_up)
         if isinstance(layer.feed_forward, MixtureOfExperts) and not _makes_its_own(own, run):
             left = max(left, workspace_bytes(geometry, layer.feed_forward, run))
+            if own.shared is not None:
+                size = left + _bytes(own.shared, geometry, layer, run) - given_up
+                found["shared experts"] = max(found.get("shared experts", 0), size)
     return {**found, "sampler": left + sampler_bytes(geometry, run) - given_up}
 
 
@@ -185,7 +188,7 @@ def _split_sizes(geometry: Geometry, layer: Layer) -> dict[str, int]:
     if isinstance(ff, FeedForward):
         found["i"] = ff.intermediate_size
     elif isinstance(ff, MixtureOfExperts):
-        found["routed_i"] = ff.experts_per_token * ff.intermediate_size
+        found |= {"routed_i": ff.experts_per_token * ff.intermediate_size, "s": ff.shared_intermediate_size}
     return found
 
 

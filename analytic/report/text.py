@@ -73,7 +73,7 @@ def _verdict(answer: Estimate) -> str:
     where = f"{answer.gpus} × {answer.gpu.name} ({_gib(answer.capacity_bytes or 0)} GiB usable each)"
     certain = "" if answer.is_certain else ", within the bounds of error"
     if answer.fits:
-        spare = (answer.capacity_bytes or 0) - answer.fullest.device.bytes
+        spare = (answer.capacity_bytes or 0) - answer.fullest.charged.bytes
         return f"fits on {where} with {_gib(spare)} GiB to spare{certain}."
     needed = f"{answer.gpus_needed} of them hold it" if answer.gpus_needed else "one layer is too large for any number"
     return f"does not fit on {where}: {_gib(answer.short_by_bytes or 0)} GiB short{certain}; {needed}."
