@@ -10,10 +10,13 @@ from analytic.engine_log_releases import release_of
 from analytic.engine_log_rows import Row, once, row, summed
 from analytic.engine_log_vllm import flags_of_run
 from analytic.engines.llamacpp import held as llamacpp_held
+from analytic.engines.llamacpp_graph import compute_buffers
 from analytic.engines.vllm import stages
 from analytic.estimator import deploy, split_flags
+from analytic.formats.registry import find_preset
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu
+from analytic.loaded import ALL_LAYERS
 from analytic.logs import EngineRun
 from analytic.models.model import Model
 from analytic.quantity import Quantity, bounded, exact
@@ -28,12 +31,13 @@ def read_llamacpp(
     """Buffers of each GPU. Nothing of them is fitted, so that ``constants`` change nothing.
 
     Raises:
-        UllageError: a model that llama.cpp's graphs are not known of.
+        UllageError: a model that llama.cpp's graphs are not known of, or a type of file.
     """
     del constants
     notes: list[str] = []
-    request, flags = split_flags({**_llamacpp_flags(run, notes), **given, "engine": "llamacpp"})
-    devices = sorted({fact.place for fact in run.of("model_buffer") if re.fullmatch(r"CUDA\d{1,4}", fact.place)})
+    request, flags = split_flags({**_llamacpp_flags(run, model, given, notes), **given, "engine": "llamacpp"})
+    buffers = [fact for name in _BUFFERS for fact in run.of(name)]
+    devices = sorted({fact.place for fact in buffers if re.fullmatch(r"CUDA\d{1,4}", fact.place)})
     asked = deploy(model, request, flags=flags, gpu=gpu, gpus=max(1, len(devices)))
     rows = [made for index, device in enumerate(devices) for made in _device(run, asked, index, device, len(devices))]
     if not devices:
@@ -42,32 +46,89 @@ def read_llamacpp(
 
 
 def _device(run: EngineRun, asked: Deployment, index: int, device: str, devices: int) -> Iterator[Row]:
-    weights, state, buffers, _ = llamacpp_held(asked)
+    weights, state, _, _ = llamacpp_held(asked)
     place = "GPU" if devices == 1 else f"GPU{index}"
-    compute = [buffer for buffer in buffers if buffer.place == f"GPU{index}"]
-    size = sum(buffer.bytes for buffer in compute)
-    low, high = sum(buffer.low for buffer in compute), sum(buffer.high for buffer in compute)
-    sums: tuple[tuple[str, str, Quantity], ...] = (
-        ("weights", "model_buffer", exact(sum(row.bytes for row in weights if row.place == place))),
-        ("KV cache", "kv_buffer", exact(sum(row.bytes for row in state[index] if row.kind != "recurrent"))),
-        ("recurrent state", "recurrent_buffer", exact(sum(r.bytes for r in state[index] if r.kind == "recurrent"))),
-        ("compute buffer", "compute_buffer", bounded(low, size, high, "traced")),
-    )
-    for component, name, estimated in sums:
-        facts = run.of(name, device)
-        if facts and component in ("KV cache", "recurrent state"):
-            yield summed(component, facts, estimated)
-        else:
-            yield from (row(component, fact, estimated) for fact in facts[:1])
+    held = exact(sum(row.bytes for row in weights if row.place == place))
+    yield from (row("weights", fact, held) for fact in run.of("model_buffer", device)[:1])
+    if asked.flags.ctx_size is None:
+        return
+    for component, name, is_recurrent in (
+        ("KV cache", "kv_buffer", False),
+        ("recurrent state", "recurrent_buffer", True),
+    ):
+        if facts := run.of(name, device):
+            size = sum(row.bytes for row in state[index] if (row.kind == "recurrent") == is_recurrent)
+            yield summed(component, facts, exact(size))
+    compute = run.of("compute_buffer", device)[:1]
+    yield from (row("compute buffer", fact, _compute(run, asked, f"GPU{index}")) for fact in compute)
 
 
-def _llamacpp_flags(run: EngineRun, notes: list[str]) -> dict[str, Any]:
+def _compute(run: EngineRun, asked: Deployment, place: str) -> Quantity:
+    """A compute buffer; builds that do not print ``n_outputs_max`` reserve logits of a batch, or of each slot."""
+    printed = run.settings.get("n_outputs_max")
+    wanted = (printed,) if isinstance(printed, int) and printed > 0 else (asked.flags.logical_batch_size, None)
+    flags, request = asked.flags, asked.request
+    found = [
+        compute_buffers(
+            asked.model,
+            dtype=asked.dtype,
+            quantization=request.weight_format,
+            ctx_size=flags.ctx_size or 1,
+            parallel=request.batch_size,
+            kv_unified=bool(flags.kv_unified),
+            batch_size=flags.logical_batch_size or 1,
+            ubatch_size=flags.ubatch_size or 1,
+            flash_attention=flags.flash_attn is not False,
+            cache_type_k=flags.cache_type_k or "f16",
+            cache_type_v=flags.cache_type_v or "f16",
+            gpu_layers=ALL_LAYERS if flags.n_gpu_layers is None else flags.n_gpu_layers,
+            cpu_moe_layers=flags.n_cpu_moe or 0,
+            swa_full=bool(flags.swa_full),
+            tensor_split=flags.tensor_split or (1.0,),
+            split_mode=flags.split_mode or "layer",
+            main_gpu=flags.main_gpu or 0,
+            max_outputs=outputs,
+        )
+        for outputs in wanted
+    ]
+    own = [[buffer for buffer in buffers if buffer.place == place] for buffers in found]
+    low = min(sum(buffer.low for buffer in buffers) for buffers in own)
+    high = max(sum(buffer.high for buffer in buffers) for buffers in own)
+    return bounded(low, sum(buffer.bytes for buffer in own[0]), high, "traced")
+
+
+_BUFFERS = ("model_buffer", "kv_buffer", "recurrent_buffer", "compute_buffer")
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "all F32": "float32"}
+_SIZES = {" - Small": "_S", " - Medium": "_M", " - Large": "_L"}
+"""How llama.cpp prints mixtures (llama-model-loader.cpp, llama_model_ftype_name)."""
+
+
+def _format(run: EngineRun, model: Model, given: Mapping[str, Any]) -> dict[str, str]:
+    """What the file's type is called here, where the model is not the file itself."""
+    printed = run.settings.get("file_type")
+    if "quantization" in given or model.source == "gguf" or not isinstance(printed, str):
+        return {}
+    if printed in _PLAIN:
+        return {"dtype": _PLAIN[printed]}
+    for words, size in _SIZES.items():
+        printed = printed.replace(words, size)
+    find_preset(printed)
+    return {"quantization": printed}
+
+
+def _llamacpp_flags(run: EngineRun, model: Model, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     settings = run.settings
-    flags: dict[str, Any] = {}
+    flags: dict[str, Any] = {**_format(run, model, given)}
+    if "quantization" not in given and not flags and model.source != "gguf":
+        notes.append("the file's type is not printed: the model's own is taken (--quantization)")
     names = {"n_ctx": "ctx_size", "n_batch": "logical_batch_size", "n_ubatch": "ubatch_size"}
     for printed, name in names.items():
         if isinstance(value := settings.get(printed), int) and value > 0:
             flags[name] = value
+        elif name in given:
+            continue
+        elif name == "ctx_size":
+            notes.append("n_ctx is not printed: cache and compute buffers are not compared (--ctx-size)")
         else:
             notes.append(f"{printed} is not printed: llama.cpp's default is taken")
     slots = settings.get("n_seq_max")

@@ -241,15 +241,22 @@ def cases() -> list[Case]:
     return [*of_0_19(), *of_lengths(), *of_starts(), *quoted()]
 
 
-def sglang_cases() -> list[Case]:
-    """Of SGLang, on a GB10, whose memory other processes share."""
-    logs = json.loads((DATA / "engine_logs.json").read_text("utf-8"))["sglang"]
-    return [
-        Case(
-            name=f"{index} {record['model']}",
-            source=record["source"],
-            printed=record["model"],
-            text="\n".join(record["lines"]) + "\n",
+def others(engine: str) -> list[Case]:
+    """Of ``sglang`` or ``llamacpp``; the former mostly on a GB10, whose memory other processes share."""
+    logs = json.loads((DATA / "engine_logs.json").read_text("utf-8"))[engine]
+    found = []
+    for index, record in enumerate(logs):
+        added = dict(record.get("add", {}))
+        if "tensor_split" in added:
+            added["tensor_split"] = tuple(map(float, added["tensor_split"]))
+        found.append(
+            Case(
+                name=f"{index} {record['model']}",
+                source=record["source"],
+                printed=record["model"],
+                text="\n".join(record["lines"]) + "\n",
+                model=added.pop("model", None),
+                given=added,
+            )
         )
-        for index, record in enumerate(logs)
-    ]
+    return found

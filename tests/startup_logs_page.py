@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from engine_log_cases import NOT_HELD, Case, of_0_19, of_lengths, of_starts, quoted, read, sglang_cases
+from engine_log_cases import NOT_HELD, Case, of_0_19, of_lengths, of_starts, others, quoted, read
 
 from analytic.engine_log_vllm import budget_of
 from analytic.engine_logs import Beside, Row
@@ -131,7 +131,7 @@ the printed weights are what the device lost, other processes and code included.
 def _sglang() -> Iterator[str]:
     yield "| source | version | model | weights | KV cache |"
     yield "|---|---|---|--:|--:|"
-    for case in sglang_cases():
+    for case in others("sglang"):
         found = read(case)
         cells = [_link(case.source), found.run.version or "not printed", case.printed]
         yield f"| {' | '.join([*cells, _cell(found, 'weights'), _cell(found, 'KV cache')])} |"

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from engine_log_cases import NOT_HELD, Case, cases, of_0_19, of_lengths, read, records, sglang_cases
+from engine_log_cases import NOT_HELD, Case, cases, of_0_19, of_lengths, others, read, records
 from engine_log_starts import banner, start, starts
 from startup_logs_page import PAGE, error_of_budget, of_component, page
 
@@ -71,7 +71,7 @@ def test_there_are_many_starts_of_many_versions_and_each_is_cited() -> None:
     versions = {found(name).run.version for name in CASES} - {None}
     assert len(CASES) >= 85
     assert len(versions) >= 15
-    assert all(case.source.startswith("https://") for case in (*CASES.values(), *sglang_cases()))
+    assert all(case.source.startswith("https://") for case in (*CASES.values(), *others("sglang")))
 
 
 def test_every_record_is_laid_beside_or_is_not_held_for_a_reason() -> None:
@@ -121,7 +121,7 @@ def test_how_many_caches_are_held() -> None:
     assert sum(bool(rows_of(name, "tokens", "blocks")) for name in CASES) >= 20
 
 
-@pytest.mark.parametrize("case", sglang_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", others("sglang"), ids=lambda case: case.name)
 def test_sglang_allocates_the_bytes_of_its_tokens(case: Case) -> None:
     """28 layers x 2 heads x 128 x 2 (K, V) x 2 bytes a token. Weights are what the device lost: 3 to 13 % more."""
     result = read(case)
