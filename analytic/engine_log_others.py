@@ -8,7 +8,7 @@ from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
 from analytic.engine_log_releases import release_of
 from analytic.engine_log_rows import Row, once, row, summed
-from analytic.engine_log_vllm import flags_of_run
+from analytic.engine_log_settings import flags_of_run
 from analytic.engines.llamacpp import held as llamacpp_held
 from analytic.engines.llamacpp_graph import compute_buffers
 from analytic.engines.vllm import stages

@@ -58,7 +58,7 @@ class Release:
     @property
     def counts_graphs(self) -> bool:
         """Whether the graphs' estimate comes out of the budget."""
-        return self.version is None or self.version >= GRAPHS_COUNTED_SINCE
+        return self.runner != "v0" and (self.version is None or self.version >= GRAPHS_COUNTED_SINCE)
 
     @property
     def is_modelled(self) -> bool:

@@ -11,7 +11,6 @@ from analytic.engine_log_names import gpu_of
 from analytic.engine_log_releases import (
     Peaks,
     Release,
-    flags_of,
     graphs_of,
     is_whole_window,
     libraries_of,
@@ -21,19 +20,16 @@ from analytic.engine_log_releases import (
     tokens_in,
 )
 from analytic.engine_log_rows import Row, at, counted, median, once, row, summed, within
+from analytic.engine_log_settings import flags_of_run, notes_of_settings
 from analytic.engines.vllm import Stage, stages
-from analytic.errors import UllageError
 from analytic.estimator import deploy, split_flags
 from analytic.hardware import Gpu
-from analytic.loaded.vllm import ONLINE
 from analytic.logs import EngineRun, Fact
 from analytic.models.model import Model
 from analytic.quantity import Quantity, bounded
 
-_FORMATS = {"awq": "awq", "awq_marlin": "awq", "gptq": "gptq", "gptq_marlin": "gptq", **{name: name for name in ONLINE}}
-"""vLLM's names of formats, some of which are a kernel's, that tell which format it is."""
 _MIB = 2**20
-_STAGE, _TENSOR, _WORKER = (re.compile(rf"\b{name} ?(\d{{1,5}})") for name in ("PP", "TP", "rank"))
+_STAGE = re.compile(r"\bPP ?(\d{1,5})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +71,7 @@ def read_vllm(
     """
     gpu, said = gpu_of(run, gpu)
     release = release_of(run)
-    notes = [*said, *notes_of(release, run)]
+    notes = [*said, *notes_of(release, run), *notes_of_settings(run)]
     request, flags = split_flags({**flags_of_run(run, model, release, given, notes), **given, "engine": "vllm"})
     total = median(run, "total_gpu_memory")
     if gpu is None:
@@ -112,88 +108,6 @@ def _figures_notes(run: EngineRun, rows: list[Row]) -> Iterator[str]:
         yield "no line has a figure that is estimated: give the log of the whole start"
     elif not run.of("kv_cache_memory") and run.of("gpu_blocks") + run.of("kv_cache_tokens"):
         yield "the KV cache is printed in blocks or tokens alone, which are laid beside nothing: its bytes are missing"
-
-
-def flags_of_run(
-    run: EngineRun, model: Model, release: Release, given: Mapping[str, Any], notes: list[str]
-) -> dict[str, Any]:
-    """Fields of `Request` and `Flags` that the log tells, and what stands in for those that it does not."""
-    settings = run.settings
-    flags: dict[str, Any] = {}
-    dtype = str(settings.get("dtype") or "").removeprefix("torch.").replace("half", "float16")
-    if dtype in ("float16", "bfloat16", "float32"):
-        flags["dtype"] = dtype
-    elif "dtype" not in given:
-        notes.append("dtype is not printed: the model's own is taken")
-    if "quantization" not in given:
-        flags |= _quantization(settings.get("quantization"), model, notes)
-    flags |= _parallel(run, given, notes)
-    for name in ("enforce_eager", "enable_prefix_caching", "enable_expert_parallel"):
-        if isinstance(value := settings.get(name), bool):
-            flags[name] = value
-    share = settings.get("gpu_memory_utilization")
-    if isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1:
-        flags["gpu_memory_utilization"] = float(share)
-    elif "gpu_memory_utilization" not in given and not run.of("budget"):
-        notes.append("gpu_memory_utilization is not printed: vLLM's default is taken")
-    cache = settings.get("kv_cache_dtype")
-    if isinstance(cache, str) and cache != "auto":
-        flags["kv_cache_dtype"] = cache
-    longest = given.get("max_model_len") or _count(settings.get("max_model_len"))
-    if longest is None:
-        longest = model.geometry.max_position_embeddings or 2
-        notes.append(f"max_model_len is not printed: the model's own is taken, {longest:,}")
-    flags |= {"max_model_len": longest, "prompt_tokens": max(1, longest - 1), "output_tokens": 1}
-    return flags | _batch(run, release, longest, given, notes)
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _batch(
-    run: EngineRun, release: Release, longest: int, given: Mapping[str, Any], notes: list[str]
-) -> dict[str, int]:
-    chunked = run.settings.get("enable_chunked_prefill") in (True, "True")
-    found = flags_of(release, longest, chunked=chunked)
-    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-        value = _count(run.settings.get(name))
-        if value is not None:
-            found[name] = value
-        elif name not in given and name != "block_size":
-            notes.append(f"{name} is not printed: vLLM's default is taken")
-    return found
-
-
-def _quantization(printed: object, model: Model, notes: list[str]) -> dict[str, str]:
-    if printed is None or model.native_format is not None:
-        return {}
-    if printed not in _FORMATS:
-        raise UllageError(
-            f"the log says quantization={printed}, which does not tell the format, and {model.id} is not quantised",
-            hint="say which it is: --quantization NAME (ullage formats lists all), or --model with the quantised one",
-        )
-    if printed in ONLINE:
-        notes.append(
-            f"quantization={printed} is taken for what vLLM makes while it loads: else say --quantization NAME"
-        )
-    return {"quantization": _FORMATS[str(printed)]}
-
-
-def _parallel(run: EngineRun, given: Mapping[str, Any], notes: list[str]) -> dict[str, int]:
-    """Degrees as printed, else as many as there are ranks that say what they loaded."""
-    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    found = {name: value for name in names if (value := _count(run.settings.get(name))) is not None and value > 1}
-    if "tensor_parallel_size" in run.settings or "tensor_parallel_size" in given:
-        return found
-    places = {fact.place for fact in run.facts}
-    for kind in (_TENSOR, _WORKER):
-        ranks = {int(match[1]) for place in places if (match := kind.search(place))}
-        if ranks and max(ranks) > 0 and ranks == set(range(max(ranks) + 1)):
-            notes.append(f"tensor_parallel_size is not printed: {len(ranks)} ranks are seen, and taken for it")
-            return {**found, "tensor_parallel_size": len(ranks)}
-    notes.append("tensor_parallel_size is not printed: 1 is taken")
-    return found
 
 
 def _rows(of: _Stage, asked: Deployment) -> Iterator[Row]:
@@ -234,12 +148,16 @@ def _activations(of: _Stage, less_held: bool) -> Iterator[Row]:
 def _cache(of: _Stage, asked: Deployment, weights: Quantity) -> Iterator[Row]:
     budget = budget_of(of.run, asked)
     memory = of.of("kv_cache_memory")
-    if budget is not None:
+    if budget is not None and asked.flags.kv_cache_memory_bytes is None:
         graphs = (of.graphs,) if of.counts_graphs else ()
         fixed = sum((of.peaks.activations, of.libraries, *graphs), start=weights)
         left = within(budget - fixed.high_bytes, budget - fixed.bytes, budget - fixed.low_bytes)
         yield from (row("KV cache", fact, left) for fact in memory)
-    if of.index is None and not is_whole_window(of.release, asked.model):
+    if (
+        of.index is None
+        and not of.run.settings.get("num_gpu_blocks_override")
+        and not is_whole_window(of.release, asked.model)
+    ):
         yield from _blocks(of, asked, memory)
 
 

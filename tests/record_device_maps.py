@@ -8,6 +8,7 @@ device. A row is what was asked, and the map with layers in a row under one key,
 import json
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.integrations import accelerate
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils.generic import ContextManagers
 
 from analytic.models import catalog
 from analytic.weights import weigh
@@ -84,13 +86,34 @@ def rows(name: str) -> Iterator[list[Any]]:
         dtype = "float32" if name.startswith("gpt2") else "bfloat16"
         real, quantizer = prepared(model.config, quantization, dtype)
         total = weigh(model, dtype=dtype, quantization=quantization).bytes
-        for strategy, gpus, host, is_free in ROOMS:
-            memory: dict[Any, int] = {index: int(total * share) for index, share in enumerate(gpus)}
-            if host is not None:
-                memory["cpu"] = int(total * host)
+        rooms = [
+            (
+                strategy,
+                [int(total * share) for share in (*gpus, *([] if host is None else [host]))],
+                host is not None,
+                free,
+            )
+            for strategy, gpus, host, free in ROOMS
+        ]
+        least = least_room(real, quantizer, total)
+        for strategy, sizes, has_host, is_free in [
+            *rooms,
+            *(("sequential", [least - n], False, False) for n in (0, 1)),
+        ]:
+            memory: dict[Any, int] = dict(enumerate(sizes))
+            if has_host:
+                memory["cpu"] = memory.pop(len(sizes) - 1)
             found = real_map(real, quantizer, strategy, memory, is_free=is_free)
             said = "refused" if isinstance(found, str) else folded(found)
-            yield [name, dtype, quantization, strategy, [*memory.values()], host is not None, is_free, said]
+            yield [name, dtype, quantization, strategy, sizes, has_host, is_free, said]
+
+
+def least_room(real: Any, quantizer: Any, total: int) -> int:
+    """The least memory of a single GPU that transformers puts the whole model on: its sizes, to the byte."""
+    rooms = range(3 * total)
+    return bisect_left(
+        rooms, True, key=lambda room: real_map(real, quantizer, "sequential", {0: room}, is_free=False) == {"": 0}
+    )
 
 
 def prepared(config: Mapping[str, Any], quantization: str | None, dtype: str) -> tuple[Any, Any]:
@@ -108,7 +131,9 @@ def prepared(config: Mapping[str, Any], quantization: str | None, dtype: str) ->
         config4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         quantizer = AutoHfQuantizer.from_config(config4, pre_quantized=False)
     if quantizer is not None:
-        with patch("transformers.integrations.hub_kernels.get_kernel"):  # fetches GPU kernels that no meta model runs
+        contexts = type(real).get_init_context(getattr(torch, dtype), True, False, False)
+        kernels = patch("transformers.integrations.hub_kernels.get_kernel")  # fetches what no meta model runs
+        with ContextManagers([*contexts, kernels]):
             # without kernels, mxfp4 is dequantised where there is no GPU
             quantizer._process_model_before_weight_loading(real, device_map="auto", use_kernels=True)
     return real, quantizer

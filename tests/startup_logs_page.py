@@ -117,7 +117,11 @@ def page() -> str:
     ):
         pairs = [(case, read(case)) for case in found]
         sections += [f"## {title}: {len(pairs)} starts\n", f"{text}\n", *_summary(pairs), "", *_table(pairs), ""]
-    sections += ["## SGLang\n", f"{SGLANG}\n", *_sglang(), ""]
+    for title, text, engine, names in (
+        ("llama.cpp", LLAMACPP, "llamacpp", _LLAMACPP),
+        ("SGLang", SGLANG, "sglang", _SGLANG),
+    ):
+        sections += [f"## {title}\n", f"{text}\n", *_others(engine, names), ""]
     sections += ["## Not held\n", "| model, as printed | why |", "|---|---|"]
     return "\n".join([*sections, *(f"| {name} | {reason} |" for name, reason in sorted(NOT_HELD.items()))]) + "\n"
 
@@ -128,13 +132,18 @@ SGLANG = """It is not modelled: its KV cache is laid beside the bytes of a token
 the printed weights are what the device lost, other processes and code included."""
 
 
-def _sglang() -> Iterator[str]:
-    yield "| source | version | model | weights | KV cache |"
-    yield "|---|---|---|--:|--:|"
-    for case in others("sglang"):
+LLAMACPP = """Weights and caches to the printed digits; compute buffers are of builds of 2024 and 2025 (more of those in
+`tests/data/llamacpp/public_logs.json`)."""
+_LLAMACPP, _SGLANG = ("weights", "KV cache", "compute buffer"), ("weights", "KV cache")
+
+
+def _others(engine: str, names: Sequence[str]) -> Iterator[str]:
+    yield f"| source | version | model, as printed | {' | '.join(names)} |"
+    yield f"|---|---|---|{'|'.join(['--:'] * len(names))}|"
+    for case in others(engine):
         found = read(case)
         cells = [_link(case.source), found.run.version or "not printed", case.printed]
-        yield f"| {' | '.join([*cells, _cell(found, 'weights'), _cell(found, 'KV cache')])} |"
+        yield f"| {' | '.join([*cells, *(_cell(found, name) for name in names)])} |"
 
 
 if __name__ == "__main__":

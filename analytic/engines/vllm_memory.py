@@ -14,10 +14,11 @@ graphs in the budget; the V2 runner (the only default in 0.33) counts penalties 
 from analytic.engines.vllm_defaults import defaults as defaults
 from analytic.engines.vllm_defaults import sizes
 from analytic.engines.vllm_graphs import graphs, libraries
-from analytic.engines.vllm_pass import VOCABULARY_ROWS, batch_bytes, family, moments
 from analytic.engines.vllm_pass import VllmRun as VllmRun
+from analytic.engines.vllm_pass import batch_bytes, family, moments
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu
+from analytic.loaded.vllm_shards import VOCABULARY_ROWS
 from analytic.models.geometry import MixtureOfExperts
 from analytic.models.model import Model
 from analytic.quantity import Quantity, bounded, exact, round_up

@@ -1,11 +1,12 @@
 """The arithmetic of vLLM's profiling pass and of its dummy sampler: what each moment has alive on one rank."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analytic.engines.vllm_moments import FAMILIES, Family, Moments, Need
 from analytic.errors import UllageError
 from analytic.formats.table import itemsize
+from analytic.loaded.vllm_shards import VOCABULARY_ROWS
 from analytic.models.geometry import (
     Attention,
     FeedForward,
@@ -17,8 +18,6 @@ from analytic.models.geometry import (
 )
 from analytic.quantity import round_up
 
-VOCABULARY_ROWS = 64
-"""What the rows of the embedding and of the output head are a multiple of (vocab_parallel_embedding.py)."""
 MIB = 2**20
 FLASHINFER_BYTES = MIB
 """State of FlashInfer's top-k kernel, which stays (flashinfer/sampling.py, top_k_mask_logits)."""
@@ -84,7 +83,7 @@ def moments(geometry: Geometry, run: VllmRun) -> dict[str, int]:
     own = known.eager if run.enforce_eager or known.compiled is None else known.compiled
     given_up = _narrowed_bytes(geometry, run) if known.narrows_rotary and run.enforce_eager else 0
     left, found = 0, dict[str, int]()
-    for layer in geometry.layers:
+    for layer in _telling(geometry.layers):
         if known.checkpoints and isinstance(layer.mixer, Recurrent) and _has_flashinfer_scan(run):
             left = max(left, checkpoint_bytes(layer.mixer, run))
         for name, size in _of_layer(geometry, own, layer, run, routed=left > 0):
@@ -95,6 +94,16 @@ def moments(geometry: Geometry, run: VllmRun) -> dict[str, int]:
                 size = left + _bytes(own.shared, geometry, layer, run) - given_up
                 found["shared experts"] = max(found.get("shared experts", 0), size)
     return {**found, "sampler": left + sampler_bytes(geometry, run) - given_up}
+
+
+def _telling(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """The first and the last of equal layers, in their order: what is left only grows, so the last peaks highest."""
+    first: dict[Layer, int] = {}
+    last: dict[Layer, int] = {}
+    for index, layer in enumerate(layers):
+        first.setdefault(layer, index)
+        last[layer] = index
+    return (layers[index] for index in sorted({*first.values(), *last.values()}))
 
 
 def _of_layer(
@@ -164,7 +173,7 @@ def sampler_bytes(geometry: Geometry, run: VllmRun) -> int:
 
 def _bytes(need: Need, geometry: Geometry, layer: Layer, run: VllmRun) -> int:
     split, whole = _split_sizes(geometry, layer), _whole_sizes(geometry, layer)
-    elements = sum(getattr(need, name) * size / run.tensor_parallel_size for name, size in split.items())
+    elements: float = sum(getattr(need, name) * size / run.tensor_parallel_size for name, size in split.items())
     elements += sum(getattr(need, name) * size for name, size in whole.items()) + need.one
     if isinstance(layer.mixer, Attention):  # a rank has one head of keys at least
         elements += need.k * max(layer.mixer.kv_heads / run.tensor_parallel_size, 1) * layer.mixer.head_dim
