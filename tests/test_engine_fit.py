@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 from engine_log_cases import of_0_19, read
 from engine_log_starts import banner, start, starts
-from startup_logs_page import error_of_budget
+from startup_logs_page import error_of_budget, left_out
 
 from analytic.cli import main
 from analytic.engine_constants import EngineCalibration, read_engine_calibration, write_engine_calibration
@@ -21,7 +21,6 @@ from analytic.errors import UllageError
 GIB = 2**30
 TRUTH = {"activations": 1.2, "graphs": 0.5, "libraries": 2.0, "libraries-several": 1.5}
 NOISE = 0.04
-OF_0_19 = list(of_0_19())
 
 
 def lines_of(stage: Stage, draw: random.Random, share: float) -> list[str]:
@@ -105,17 +104,13 @@ def calibrated(folder: Path, lines: list[str], constants: EngineCalibration) -> 
 
 @cache
 def uncalibrated() -> tuple[Beside, ...]:
-    return tuple(read(case) for case in OF_0_19)
+    return tuple(read(case) for case in of_0_19())
 
 
 @cache
-def left_out() -> tuple[Beside, ...]:
+def predicted() -> tuple[Beside, ...]:
     """Each log of 0.19 on H100 with constants that are fitted to the 35 others."""
-    before = uncalibrated()
-    return tuple(
-        read(case, constants=fit([*before[:index], *before[index + 1 :]], draws=40))
-        for index, case in enumerate(OF_0_19)
-    )
+    return tuple(found for _, found in left_out())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +121,7 @@ def test_median_error_of_logs_of_0_19_that_were_left_out(component: str, before:
     """Found: activations 0.35 to 0.04 %, libraries 48 to 1.4 %, graphs 55 to 8.6 %, KV cache 0.57 to 0.04 %."""
     errors = [
         median(abs(row.error or 0) for found in results for row in found.rows if row.component == component)
-        for results in (uncalibrated(), left_out())
+        for results in (uncalibrated(), predicted())
     ]
     assert errors[0] == pytest.approx(before, rel=0.1)
     assert errors[1] < after
@@ -134,7 +129,7 @@ def test_median_error_of_logs_of_0_19_that_were_left_out(component: str, before:
 
 def test_cache_of_a_left_out_log_is_within_1_percent_of_the_budget() -> None:
     """All 36, of which 24 are without constants (``test_engine_logs.py``)."""
-    for found in left_out():
+    for found in predicted():
         (row,) = [row for row in found.rows if row.component == "KV cache"]
         error = error_of_budget(found, row)
         assert error is not None

@@ -229,6 +229,6 @@ def test_several_models_are_a_plan_each(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_nothing_possible_is_an_error_with_the_reason() -> None:
     with pytest.raises(UllageError, match="vLLM"):
-        ask("opt-13b", "vllm", "l4")
+        ask("gemma-4-26b-a4b", "vllm", "l4")
     with pytest.raises(UsageError, match="no GPU"):
         plan(catalog.load("gpt2"), Request(), gpus=())

@@ -38,6 +38,8 @@ UTILIZATION = 0.92
 """Default of ``--gpu-memory-utilization`` (config/cache.py)."""
 BLOCK, LATENT_BLOCK = 16, 64
 """Tokens of a block by default, and of latent attention's kernels (FlashMLA)."""
+BEFORE_BLACKWELL, BLACKWELL = (9, 0), (10, 0)
+"""Compute capabilities that tell kernels of plain weights apart."""
 LARGEST_TENSOR_DEGREE = 8
 """GPUs of a node, over which tensor parallelism is not proposed."""
 
@@ -163,7 +165,7 @@ def _stages(
         Stage(
             span=span,
             weights_bytes=_weights(
-                model, dtype, quantization, run.capability, degrees, run.enable_expert_parallel, stage
+                model, dtype, quantization, _kernels(run, model), degrees, run.enable_expert_parallel, stage
             ),
             activations=activations,
             moment=moment,
@@ -182,6 +184,13 @@ def _stages(
         )
         for stage, span in enumerate(spans)
     )
+
+
+def _kernels(run: VllmRun, model: Model) -> tuple[int, int] | None:
+    """The compute capability as far as weights depend on it: where nothing is packed, whether it is Blackwell's."""
+    if run.capability is None or run.quantization not in (None, "none") or model.native_format is not None:
+        return run.capability
+    return max(min(run.capability, BLACKWELL), BEFORE_BLACKWELL)
 
 
 @lru_cache(maxsize=16384)
