@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from analytic.errors import UllageError
 from analytic.hardware import Gpu, find_gpu
 from analytic.logs import EngineRun
+from analytic.logs.reading import SHOWN
 from analytic.models import catalog
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
@@ -40,7 +41,7 @@ def model_of(run: EngineRun, given: str | None, source: str) -> tuple[Model, tup
                 f"the log names only a folder, {run.model}: taken for {found} of the catalogue",
             )
         hint = "say which model it is: --model NAME, and --quantization where it is a quantised copy"
-        raise UllageError(f"{source}: {unknown.message}", hint=hint) from unknown
+        raise UllageError(f"{source}: {unknown.message[:SHOWN]}", hint=hint) from unknown
 
 
 def _by_last_part(name: str) -> str | None:

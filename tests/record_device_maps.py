@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[str | None, ...]] = {
     "gemma-4-26b-a4b": (None, "bnb-nf4"),
     "glm-4-9b": (None,),
     "glm-4.5-air": (None,),
-    "gpt-oss-20b": (None, "none"),
+    "gpt-oss-20b": (None,),
     "gpt2-xl": (None, "bnb-int8"),
     "gpt-neox-20b": (None,),
     "granite-3.1-2b": (None,),
@@ -122,6 +122,9 @@ def prepared(config: Mapping[str, Any], quantization: str | None, dtype: str) ->
     if dtype != "bfloat16":
         with torch.device("meta"):
             real = type(real)._from_config(real.config, dtype=getattr(torch, dtype))
+    for name in real.all_tied_weights_keys:  # tied once they are loaded
+        module, leaf = real.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        setattr(module, leaf, torch.nn.Parameter(torch.empty_like(getattr(module, leaf)), requires_grad=False))
     if native is not None:
         says = {"dequantize": True} if quantization == "none" else {}
         quantizer = AutoHfQuantizer.from_config({**native, **says}, pre_quantized=True)

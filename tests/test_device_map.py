@@ -146,6 +146,13 @@ def test_a_format_whose_modules_have_other_sizes_before_loading_is_refused() -> 
         )
 
 
+def test_dequantised_mxfp4_is_refused() -> None:
+    with pytest.raises(UllageError, match="biases of openai/gpt-oss-20b"):
+        infer_device_map(
+            catalog.load("gpt-oss-20b"), device_map="auto", max_memory={0: GiB}, dtype="bfloat16", quantization="none"
+        )
+
+
 def test_a_tower_of_another_kind_is_refused() -> None:
     gemma = catalog.load("gemma-3-4b")
     other = {**gemma.config, "vision_config": {"model_type": "clip_vision_model"}}

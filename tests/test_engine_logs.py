@@ -171,7 +171,7 @@ def test_folder_with_the_name_of_one_model_is_taken_for_it_and_said(path: str, t
 
 
 def test_folder_of_the_hub_cache_keeps_the_id(tmp_path: Path) -> None:
-    path = "/root/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/b968826d9c46dd6066d109eabc6255188de91218"
+    path = "/cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/b968826d9c46dd6066d109eabc6255188de91218"
     result = start(tmp_path, WEIGHTS, model=repr(path))
     assert result.model.id == "Qwen/Qwen3-8B"
     assert said(result, "Hub's cache", "Qwen/Qwen3-8B")

@@ -83,6 +83,11 @@ def infer_device_map(
         UllageError: a class or a format whose modules are not known, or a placement that transformers refuses.
     """
     memory = _checked(device_map, max_memory, dtype)
+    if model.native_format == "mxfp4" and quantization == "none":
+        raise UllageError(
+            f"the biases of {model.id} change their dtype as it is dequantised, and where it goes with them",
+            hint="leave --quantization out",
+        )
     is_quantized = str(quantization) in _BITSANDBYTES
     served = weigh(model, dtype=dtype, quantization=quantization).served
     sizes = {name: _counted_bytes(s, model, dtype) for s in served for name in expanded(s.group)}
