@@ -526,11 +526,11 @@ def _engine_logs(
     json: bool,
 ) -> int:
     from analytic.engine_constants import write_engine_calibration
-    from analytic.engine_fit import fit
-    from analytic.engine_logs import beside
     from analytic.hardware import find_gpu
     from analytic.logs import read_log
-    from analytic.report.engine_logs import Compared
+    from analytic.report.starts import Compared
+    from analytic.starts.beside import beside
+    from analytic.starts.fit import fit
 
     device = None if gpu is None else find_gpu(gpu)
     found = tuple(
@@ -544,8 +544,8 @@ def _engine_logs(
     show(
         Compared(besides=found, fitted=fitted),
         json=json,
-        document="analytic.report.engine_logs:compared_document",
-        text="analytic.report.engine_logs:print_compared",
+        document="analytic.report.starts:compared_document",
+        text="analytic.report.starts:print_compared",
     )
     return 0
 

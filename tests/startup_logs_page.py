@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from engine_log_cases import NOT_HELD, Case, of_0_19, of_lengths, of_starts, others, quoted, read
+from start_cases import NOT_HELD, Case, of_0_19, of_lengths, of_starts, others, quoted, read
 
-from analytic.engine_fit import fit
-from analytic.engine_log_vllm import budget_of
-from analytic.engine_logs import Beside, Row
+from analytic.starts.beside import Beside, Row
+from analytic.starts.fit import fit
+from analytic.starts.vllm import budget_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "startup-logs.md"
 
@@ -31,7 +31,7 @@ Activations are those of the release that wrote the log, where it samples otherw
 Libraries and CUDA graphs are fitted intervals, whose middle is that of 0.33: logs of one's own machine narrow them
 (`ullage calibrate --engine-log FILE -o CALIBRATION`).
 
-This page is written by `tests/startup_logs_page.py`, and `tests/test_engine_logs.py` holds each row.
+This page is written by `tests/startup_logs_page.py`, and `tests/test_starts.py` holds each row.
 """
 
 
@@ -143,7 +143,7 @@ def left_out(draws: int = 40) -> list[tuple[Case, Beside]]:
 
 LEFT_OUT = """The same, each with constants that were fitted to the 35 others (bounds are the extremes of those):"""
 OTHERS = """Many without settings: what is not printed is vLLM's default, and what a user adds on the command line is in
-`tests/engine_log_cases.py`."""
+`tests/start_cases.py`."""
 SGLANG = """It is not modelled: its KV cache is laid beside the bytes of a token, its weights beside vLLM's. On a GB10
 the printed weights are what the device lost, other processes and code included."""
 

@@ -37,7 +37,7 @@ from analytic.state import (
     sequence_state_bytes,
     storage_growth,
 )
-from analytic.weights import QUANTIZATIONS, ServedGroup, Weights, weigh
+from analytic.weights import QUANTIZATIONS, ServedGroup, weigh
 
 _MIB = 2**20
 
@@ -164,12 +164,43 @@ def overhead_features(share: Share, request: Request, dtype: str) -> dict[Compon
 @lru_cache(maxsize=4096)
 def share_of(model: Model, dtype: str, quantization: str | None, span: Span | None = None) -> Share:
     """The part of ``model`` that a GPU with the layers of ``span`` holds (None: the whole)."""
-    weights = weigh(model, dtype=dtype, quantization=quantization)
+    served = weigh(model, dtype=dtype, quantization=quantization).served
     if span is None:
-        return _share(weights, model.geometry, weights.served)
+        return _share(model.geometry, served)
     layers = model.geometry.layers[slice(*span)]
-    served = tuple(_cut(s, span, len(model.geometry.layers), model) for s in weights.served)
-    return _share(weights, replace(model.geometry, layers=layers), tuple(s for s in served if s.group.count))
+    served = tuple(_cut(s, span, len(model.geometry.layers), model) for s in served)
+    return _share(replace(model.geometry, layers=layers), tuple(s for s in served if s.group.count))
+
+
+@lru_cache(maxsize=4096)
+def rank_of(model: Model, dtype: str, quantization: str | None, ranks: int, rank: int) -> Share:
+    """What one of ``ranks`` holds that divide every layer (``tp_plan="auto"``).
+
+    Raises:
+        UllageError: transformers does not divide the model so.
+    """
+    from analytic.engines.tensor_parallel import shard, sharded_geometry
+
+    geometry = sharded_geometry(model, tensor_parallel_size=ranks, quantization=quantization)
+    held = shard(model, dtype=dtype, tensor_parallel_size=ranks, rank=rank, quantization=quantization)
+    return _share(geometry, tuple(_scaled(group.served, group.shape, group.each_bytes) for group in held.groups))
+
+
+def _scaled(served: ServedGroup, shape: tuple[int, ...], each_bytes: int) -> ServedGroup:
+    """A rank's part of each tensor of a group, with its part of what loading takes."""
+    if each_bytes == served.each_bytes:
+        return served
+    part = each_bytes / served.each_bytes
+    return replace(
+        served,
+        group=replace(served.group, shape=shape),
+        each_bytes=each_bytes,
+        rounded_bytes=round_up(each_bytes),
+        warmup_bytes=round(served.warmup_bytes * part),
+        staging_bytes=round(served.staging_bytes * part),
+        leftover_bytes=round(served.leftover_bytes * part),
+        decompressed_bytes=round(served.decompressed_bytes * part),
+    )
 
 
 _one_share = lru_cache(maxsize=4096)(Share)
@@ -180,7 +211,7 @@ UNSPLIT_CONVERTED_BYTES = (_MIB // 20, _MIB // 5)
 virtual GPUs 0 to 0.15 MiB, 0.05 in the mean of 18 models and formats."""
 
 
-def _share(weights: Weights, geometry: Geometry, served: tuple[ServedGroup, ...]) -> Share:
+def _share(geometry: Geometry, served: tuple[ServedGroup, ...]) -> Share:
     stored = sum(s.bytes for s in served if s.group.persistent)
     warmup = sum(s.warmup_bytes * s.group.count for s in served if s.group.persistent)
     return _one_share(

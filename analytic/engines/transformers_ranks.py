@@ -1,4 +1,4 @@
-"""transformers on one GPU or several: whole layers in a row, and the ledger of each."""
+"""transformers on one GPU or several, whole layers in a row or every layer divided, and the ledger of each."""
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
@@ -8,17 +8,17 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engines.activations import has_sdpa
-from analytic.engines.transformers import ledger, require_served, share_of, state_bytes
+from analytic.engines.transformers import ledger, rank_of, require_served, share_of, state_bytes
 from analytic.engines.workspace import cublas_workspace_bytes
 from analytic.errors import UllageError, UsageError
 from analytic.formats.registry import find_method, find_preset
-from analytic.hardware import Gpu
+from analytic.hardware import Gpu, context_range
 from analytic.ledger import Ledger
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.parallel import Degrees, Kind
-from analytic.placement import balance
-from analytic.quantity import GiB
+from analytic.placement import Span, balance
+from analytic.quantity import GiB, bounded
 from analytic.request import Request
 from analytic.weights import is_packing, weigh
 
@@ -46,6 +46,14 @@ def prepare(asked: Deployment) -> Deployment:
             hint="leave --kv-cache-dtype at auto",
         )
     require_served(asked.model.geometry, request)
+    degrees = asked.degrees
+    if degrees.tensor > 1 and degrees.pipeline > 1:
+        raise UsageError(
+            f"transformers does not combine {degrees}: it divides layers, or places them in a row",
+            hint="give --tensor-parallel-size or --pipeline-parallel-size",
+        )
+    if asked.flags.device_map is not None and (asked.gpu is None or degrees.tensor > 1):
+        raise UsageError("--device-map places layers on GPUs by their memory", hint="add --gpu NAME:N, without -tp")
     calibration = asked.calibration
     if calibration is not None and request.attention not in calibration.attention:
         calibration = None
@@ -75,23 +83,77 @@ def ledgers(asked: Deployment) -> tuple[Ledger, ...]:
     """One a GPU.
 
     Raises:
-        UsageError: more GPUs than layers.
+        UllageError: more GPUs than layers, ranks that the model does not divide by, or modules that stay on the host.
     """
-    model, request, dtype = asked.model, asked.request, asked.dtype
+    model, request, dtype, degrees = asked.model, asked.request, asked.dtype, asked.degrees
     on: dict[str, Any] = {"dtype": dtype, "gpu": asked.gpu, "calibration": asked.calibration}
-    stages = asked.degrees.pipeline
-    if stages == 1:
+    if degrees.tensor == degrees.pipeline == 1 and asked.flags.device_map is None:
         return (ledger(share_of(model, dtype, request.weight_format), request, **on),)
-    layers = len(model.geometry.layers)
-    if stages > layers:
-        raise UsageError(f"{stages} GPUs for {layers} layers: a layer is not split", hint=f"at most {layers}")
-    spans = balance(_sizes(model, request, dtype), gpus=stages)
+    if degrees.tensor > 1:
+        ranks = range(degrees.tensor)
+        parts = [rank_of(model, dtype, request.weight_format, degrees.tensor, rank) for rank in ranks]
+        held = {share: _with_nccl(ledger(share, request, **on)) for share in dict.fromkeys(parts)}
+        return tuple(replace(held[part], rank=degrees.name(0, 0, rank)) for rank, part in enumerate(parts))
+    spans = _spans(asked)
     shares = [share_of(model, dtype, request.weight_format, span) for span in spans]
     rows = {share: ledger(share, request, **on) for share in dict.fromkeys(shares)}
     return tuple(
-        replace(rows[share], rank=asked.degrees.name(0, rank, 0), layers=span)
+        replace(rows[share], rank=degrees.name(0, rank, 0), layers=span)
         for rank, (share, span) in enumerate(zip(shares, spans, strict=True))
     )
+
+
+NCCL_BYTES = (100 * 2**20, 500 * 2**20, 2400 * 2**20)
+"""Assumed of NCCL's communicators and buffers (low, middle, high): 0.1 to 2.2 GiB in logs of vLLM on several GPUs."""
+
+
+def _with_nccl(row: Ledger) -> Ledger:
+    context = row.components["context"] + bounded(*NCCL_BYTES, "assumed")
+    return replace(row, components={**row.components, "context": context})
+
+
+def _spans(asked: Deployment) -> Sequence[Span]:
+    """The layers of each GPU: those that leave the fullest least, or as accelerate places them (``device_map``)."""
+    model, request, stages = asked.model, asked.request, asked.degrees.pipeline
+    if asked.flags.device_map is not None and asked.gpu is not None:
+        return _placed(asked, asked.gpu, asked.flags.device_map)
+    layers = len(model.geometry.layers)
+    if stages > layers:
+        raise UsageError(f"{stages} GPUs for {layers} layers: a layer is not split", hint=f"at most {layers}")
+    return balance(_sizes(model, request, asked.dtype), gpus=stages)
+
+
+def _placed(asked: Deployment, gpu: Gpu, device_map: str) -> Sequence[Span]:
+    """By what is free of each GPU once it has a context.
+
+    Raises:
+        UllageError: something stays on the host, or a GPU gets no layer.
+    """
+    from analytic.engines.device_map import infer_device_map
+
+    free = gpu.cuda_bytes - context_range(gpu).bytes
+    placement = infer_device_map(
+        asked.model,
+        device_map=device_map,  # type: ignore[arg-type]
+        max_memory=dict.fromkeys(range(asked.degrees.pipeline), free),
+        dtype=asked.dtype,
+        quantization=asked.request.weight_format,
+        is_free=True,
+    )
+    if placement.offloaded:
+        first = next(iter(placement.offloaded))
+        raise UllageError(
+            f"--device-map {device_map} leaves {len(placement.offloaded)} modules of {asked.model.id} on the host, "
+            f"{first} first",
+            hint="take more GPUs, or a narrower format",
+        )
+    spans = {span.device: (span.first, span.past) for span in placement.spans}
+    if set(placement.weights) != set(range(len(spans))):
+        raise UllageError(
+            f"--device-map {device_map} gives a GPU no layer of {asked.model.id}, only modules beside them",
+            hint="ask for fewer GPUs, or another --device-map",
+        )
+    return [spans[device] for device in range(len(spans))]
 
 
 def _sizes(model: Model, request: Request, dtype: str) -> list[int]:
@@ -122,8 +184,10 @@ def _layers(
 def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
     """The fewest GPUs that hold it, whole layers on each; None if one layer is too much."""
 
+    flags = replace(asked.flags, device_map=None)
+
     def fits(gpus: int) -> bool:
-        rows = ledgers(replace(asked, degrees=Degrees(pipeline=gpus)))
+        rows = ledgers(replace(asked, flags=flags, degrees=Degrees(pipeline=gpus)))
         return max(row.charged.bytes for row in rows) <= capacity_bytes
 
     counts: Sequence[int] = range(1, len(asked.model.geometry.layers) + 1)
@@ -147,12 +211,16 @@ def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:
 
 def setting(asked: Deployment) -> str:
     """How it serves, in a few words."""
-    return f"transformers with {asked.request.attention}"
+    placed = f", device_map {asked.flags.device_map}" * (asked.flags.device_map is not None)
+    divided = f" on {asked.degrees}" * (asked.degrees.tensor > 1)
+    return f"transformers with {asked.request.attention}{divided}{placed}"
 
 
 def warnings(asked: Deployment) -> Iterator[str]:
     """What transformers makes of the request that the reader might not expect."""
     yield from _format_notes(asked)
+    if asked.flags.device_map is not None and (used := len(_spans(asked))) < asked.degrees.pipeline:
+        yield f"--device-map {asked.flags.device_map} uses {used} of {asked.degrees.pipeline} GPUs"
     if asked.request.attention == "sdpa" and not has_sdpa(asked.model.geometry):
         yield f"{asked.model.architecture} has no sdpa attention: transformers runs it eager, as counted here"
     weights = weigh(asked.model, dtype=asked.dtype, quantization=asked.request.weight_format)

@@ -49,7 +49,7 @@ ROUTED = Graphs(
 
 NON_TORCH_ONE = (30 * MIB, 130 * MIB, 700 * MIB)
 """Low, typical, high on one GPU: kernels' code as it is loaded by the first pass. 0.07 to 0.46 GiB in the logs."""
-NON_TORCH_SEVERAL = (300 * MIB, 1000 * MIB, 2400 * MIB)
+NON_TORCH_SEVERAL = (100 * MIB, 1000 * MIB, 2400 * MIB)
 """With tensor parallelism, where NCCL takes buffers as well at its first use: 0.1 to 2.2 GiB in the logs."""
 
 

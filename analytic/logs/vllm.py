@@ -60,7 +60,8 @@ def _read_line(line: Line, runs: list[_Run]) -> None:
     process = _process(text)
     facts = list(found(line, lines_of.FIGURES, _place(process), decimals=2))
     settings = [match for pattern in lines_of.SETTINGS if (match := pattern.search(text))]
-    if not (banner or version or arguments or facts or (settings and runs)):
+    model = lines_of.MODEL.search(text)
+    if not (banner or version or arguments or facts or model or (settings and runs)):
         return
     run = _run_of(line, process, banner, bool(version or arguments), runs)
     if process:
@@ -74,7 +75,7 @@ def _read_line(line: Line, runs: list[_Run]) -> None:
         run.asked = pairs(arguments["arguments"], "=" if "Namespace" in arguments[0] else ":")
     for match in settings:
         run.seen.update({name: _number(value) for name, value in match.groupdict().items() if value})
-    if model := lines_of.MODEL.search(text):
+    if model:
         run.model = run.model or model["model"]
     run.facts.extend(facts)
     run.has_nameless |= bool(facts) and not (process and process["name"].startswith(_ENGINES))

@@ -125,16 +125,16 @@ def _bar(start: int, size: int, scale: int, console: Console) -> str:
 
 
 def _print_split(answer: Estimate, console: Console) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="layers split", title_justify="left", title_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), title="by GPU", title_justify="left", title_style="dim")
     table.add_column("GPU")
     for name in ("layers", "weights", "device GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     scale = max(answer.capacity_bytes or 0, answer.fullest.device.bytes)
     for index, row in enumerate(answer.ledgers):
-        first, end = row.layers or (0, 0)
+        layers = "all" if row.layers is None else f"{row.layers[0]}–{row.layers[1] - 1}"
         sizes = (row.components["weights"].bytes, row.device.bytes)
         bar = (_bar(0, row.device.bytes, scale, console),) if console.width >= _BAR_WIDTH else ()
-        table.add_row(str(index), f"{first}–{end - 1}", *map(_gib, sizes), *bar)
+        table.add_row(str(index), layers, *map(_gib, sizes), *bar)
     console.print(table)
 
 

@@ -4,14 +4,13 @@ Three runners have profiled memory (the file that printed a figure tells which, 
 to 0.10, V1 (``v1/worker/gpu_model_runner.py``) from 0.8 on, V2 (``v1/worker/gpu/model_runner.py``), the only default in
 0.33. V0 and V1 hold no counts of penalties on the device. Both sorted the logits to sample, V1 until 0.16; then one of
 Triton's kernels masked them, with a row of float32 a multiprocessor, until FlashInfer did. Their profile counts the
-workspace of cuBLAS. ``tests/test_vllm_logs.py`` and ``tests/test_engine_logs.py`` hold each against public logs.
+workspace of cuBLAS. ``tests/test_vllm_logs.py`` and ``tests/test_starts.py`` hold each against public logs.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from analytic.deployment import Deployment
-from analytic.engine_log_rows import version_of, within
 from analytic.engines.vllm import VERSION, Stage
 from analytic.engines.vllm_graphs import libraries
 from analytic.engines.vllm_memory import VllmRun, compile_bytes, runner_bytes
@@ -22,6 +21,7 @@ from analytic.logs import EngineRun
 from analytic.models.geometry import Attention, MixtureOfExperts
 from analytic.models.model import Model
 from analytic.quantity import Quantity, bounded
+from analytic.starts.rows import version_of, within
 from analytic.state.vllm_pool import Pool
 
 Runner = Literal["v0", "v1", "v2"]

@@ -1,4 +1,4 @@
-"""Fit an engine's constants to logs of its starts, as `analytic.engine_logs` lays them beside the estimate."""
+"""Fit an engine's constants to logs of its starts, as `analytic.starts.beside` lays them beside the estimate."""
 
 import random
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from statistics import median
 
 from analytic.engine_constants import Constant, EngineCalibration, Scale
-from analytic.engine_logs import Beside, Row
 from analytic.errors import UllageError
+from analytic.starts.beside import Beside, Row
 
 DRAWS = 2000
 """Bootstrap draws of runs."""

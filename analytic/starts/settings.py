@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from analytic.engine_log_releases import Release, flags_of
 from analytic.errors import UllageError
 from analytic.loaded.vllm import ONLINE
 from analytic.logs import EngineRun
 from analytic.models.model import Model
+from analytic.starts.releases import Release, flags_of
 
 _FORMATS = {"awq": "awq", "awq_marlin": "awq", "gptq": "gptq", "gptq_marlin": "gptq", **{name: name for name in ONLINE}}
 """vLLM's names of formats, some of which are a kernel's, that tell which format it is."""

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from analytic.engine_constants import EngineCalibration, engine_calibration_document
-from analytic.engine_logs import Beside, Row
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
+from analytic.starts.beside import Beside, Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,16 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from engine_log_cases import of_0_19, read
-from engine_log_starts import banner, start, starts
+from start_banners import banner, start, starts
+from start_cases import of_0_19, read
 from startup_logs_page import error_of_budget, left_out
 
 from analytic.cli import main
 from analytic.engine_constants import EngineCalibration, read_engine_calibration, write_engine_calibration
-from analytic.engine_fit import fit
-from analytic.engine_logs import Beside
 from analytic.engines.vllm import Stage, stages
 from analytic.errors import UllageError
+from analytic.starts.beside import Beside
+from analytic.starts.fit import fit
 
 GIB = 2**30
 TRUTH = {"activations": 1.2, "graphs": 0.5, "libraries": 2.0, "libraries-several": 1.5}
@@ -128,7 +128,7 @@ def test_median_error_of_logs_of_0_19_that_were_left_out(component: str, before:
 
 
 def test_cache_of_a_left_out_log_is_within_1_percent_of_the_budget() -> None:
-    """All 36, of which 24 are without constants (``test_engine_logs.py``)."""
+    """All 36, of which 24 are without constants (``test_starts.py``)."""
     for found in predicted():
         (row,) = [row for row in found.rows if row.component == "KV cache"]
         error = error_of_budget(found, row)

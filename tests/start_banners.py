@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from analytic.engine_constants import EngineCalibration
-from analytic.engine_logs import Beside, beside
 from analytic.hardware import find_gpu
 from analytic.logs import read_log
+from analytic.starts.beside import Beside, beside
 
 
 def start(folder: Path, *lines: str, version: str = "0.33.0", **settings: object) -> Beside:

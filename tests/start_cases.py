@@ -7,11 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from engine_log_texts import text_of
+from start_texts import text_of
 
-from analytic.engine_logs import Beside, beside
 from analytic.hardware import find_gpu
 from analytic.logs import read_log
+from analytic.starts.beside import Beside, beside
 
 DATA = Path(__file__).parent / "data"
 

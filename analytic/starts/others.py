@@ -6,9 +6,6 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engine_log_releases import release_of
-from analytic.engine_log_rows import Row, once, row, summed
-from analytic.engine_log_settings import flags_of_run
 from analytic.engines.llamacpp import held as llamacpp_held
 from analytic.engines.llamacpp_graph import compute_buffers
 from analytic.engines.vllm import stages
@@ -20,6 +17,9 @@ from analytic.loaded import ALL_LAYERS
 from analytic.logs import EngineRun
 from analytic.models.model import Model
 from analytic.quantity import Quantity, bounded, exact
+from analytic.starts.releases import release_of
+from analytic.starts.rows import Row, once, row, summed
+from analytic.starts.settings import flags_of_run
 from analytic.state import sequence_state_bytes_per_token
 
 Read = tuple[Deployment | None, list[Row], list[str]]

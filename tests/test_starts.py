@@ -1,19 +1,19 @@
 """Public start-up logs beside their estimates, on a user's path: read, laid beside, what is assumed is said.
 
-Recorded figures become a log in the wording of that vLLM (``engine_log_texts``); ``engine_log_cases`` has what a user
-adds. docs/startup-logs.md shows the same, row by row. Constants: ``test_engine_fit.py``.
+Recorded figures become a log in the wording of that vLLM (``start_texts``); ``start_cases`` has what a user
+adds. docs/startup-logs.md shows the same, row by row. Constants: ``test_starts_fit.py``.
 """
 
 from functools import cache
 from pathlib import Path
 
 import pytest
-from engine_log_cases import NOT_HELD, Case, cases, of_0_19, of_lengths, others, read, records
-from engine_log_starts import banner, start, starts
+from start_banners import banner, start, starts
+from start_cases import NOT_HELD, Case, cases, of_0_19, of_lengths, others, read, records
 from startup_logs_page import PAGE, error_of_budget, of_component, page
 
-from analytic.engine_logs import Beside, Row
 from analytic.errors import UllageError
+from analytic.starts.beside import Beside, Row
 
 GIB = 2**30
 CLOSE = 0.01

@@ -6,14 +6,14 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engine_log_names import model_of
-from analytic.engine_log_others import read_llamacpp, read_sglang
-from analytic.engine_log_rows import Row as Row
-from analytic.engine_log_vllm import read_vllm
 from analytic.errors import UllageError
 from analytic.hardware import Gpu
 from analytic.logs import EngineRun
 from analytic.models.model import Model
+from analytic.starts.names import model_of
+from analytic.starts.others import read_llamacpp, read_sglang
+from analytic.starts.rows import Row as Row
+from analytic.starts.vllm import read_vllm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,14 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engine_log_names import gpu_of
-from analytic.engine_log_releases import (
+from analytic.engines.vllm import Stage, stages
+from analytic.estimator import deploy, split_flags
+from analytic.hardware import Gpu
+from analytic.logs import EngineRun, Fact
+from analytic.models.model import Model
+from analytic.quantity import Quantity, bounded
+from analytic.starts.names import gpu_of
+from analytic.starts.releases import (
     Peaks,
     Release,
     graphs_of,
@@ -19,14 +25,8 @@ from analytic.engine_log_releases import (
     release_of,
     tokens_in,
 )
-from analytic.engine_log_rows import Row, at, counted, median, once, row, summed, within
-from analytic.engine_log_settings import flags_of_run, notes_of_settings
-from analytic.engines.vllm import Stage, stages
-from analytic.estimator import deploy, split_flags
-from analytic.hardware import Gpu
-from analytic.logs import EngineRun, Fact
-from analytic.models.model import Model
-from analytic.quantity import Quantity, bounded
+from analytic.starts.rows import Row, at, counted, median, once, row, summed, within
+from analytic.starts.settings import flags_of_run, notes_of_settings
 
 _MIB = 2**20
 _STAGE = re.compile(r"\bPP ?(\d{1,5})")

@@ -6,14 +6,14 @@ After ``graph_reserve`` of ``src/llama-context.cpp`` (llama.cpp 0.5).
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from analytic.engines import llamacpp_tensors as ops
-from analytic.engines.llamacpp_attention import Attentions, Cache
-from analytic.engines.llamacpp_blocks import Batch, Builder
-from analytic.engines.llamacpp_models import ModelGraph, scale_input
-from analytic.engines.llamacpp_recipes import RECIPES, Routing
-from analytic.engines.llamacpp_recurrent import Recurrences, States
-from analytic.engines.llamacpp_sched import Devices, buffer_sizes
-from analytic.engines.llamacpp_tensors import Tensor
+from analytic.engines.ggml import tensors as ops
+from analytic.engines.ggml.attention import Attentions, Cache
+from analytic.engines.ggml.blocks import Batch, Builder
+from analytic.engines.ggml.models import ModelGraph, scale_input
+from analytic.engines.ggml.recipes import RECIPES, Routing
+from analytic.engines.ggml.recurrent import Recurrences, States
+from analytic.engines.ggml.sched import Devices, buffer_sizes
+from analytic.engines.ggml.tensors import Tensor
 from analytic.loaded.gguf_file import GgufFile
 from analytic.loaded.llamacpp import layer_devices, placed_tensors
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent

@@ -1,0 +1,1 @@
+"""llama.cpp's graphs, scheduler and allocator, simulated: how large the buffers that it computes in become."""
