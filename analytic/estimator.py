@@ -24,7 +24,6 @@ from analytic.parallel import Degrees, degrees
 from analytic.quantity import GiB
 from analytic.request import LARGEST, Request, serving_dtype
 from analytic.rule import BITS, Rule, apply_rule
-from analytic.state import cached_tokens, sequence_state_bytes_per_token
 from analytic.weights import QUANTIZATIONS, Weights, is_packing, weigh
 
 NOT_MODELED = (
@@ -148,8 +147,7 @@ class Estimate:
     @property
     def sequence_state_bytes_per_token(self) -> int:
         """What one more token would add to one sequence at the end of its generation, over all GPUs."""
-        tokens = cached_tokens(prompt_tokens=self.request.prompt_tokens, output_tokens=self.request.output_tokens)
-        return sequence_state_bytes_per_token(self.model.geometry, tokens=tokens, itemsize=itemsize(self.dtype))
+        return self.engine.state_bytes_per_token(self.asked)
 
     @cached_property
     def max_sequences(self) -> int | None:

@@ -45,6 +45,9 @@ class Engine(Protocol):
     def gpus_needed(self, asked: Deployment, capacity_bytes: int) -> Degrees | None:
         """The fewest GPUs that hold it; None if no number does."""
 
+    def state_bytes_per_token(self, asked: Deployment) -> int:
+        """What one more token would add to one sequence at its end, over all GPUs."""
+
     def changes(self, asked: Deployment) -> Iterator[tuple[str, Deployment]]:
         """What could be asked for instead, one flag at a time, but for sizes and GPUs."""
 

@@ -253,6 +253,12 @@ def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
     return None
 
 
+def state_bytes_per_token(asked: Deployment) -> int:
+    """What one more cell of a slot would add, on all devices and the host."""
+    _, state, *_ = held(asked)
+    return sum(row.bytes_per_token for rows in state for row in rows)
+
+
 def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:
     """What could be asked for instead, one flag at a time, but for sizes and GPUs."""
     flags = asked.flags

@@ -12,6 +12,7 @@ from analytic.engines.transformers import ledger, rank_of, require_served, share
 from analytic.engines.workspace import cublas_workspace_bytes
 from analytic.errors import UllageError, UsageError
 from analytic.formats.registry import find_method, find_preset
+from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Ledger
 from analytic.models.geometry import Geometry
@@ -20,6 +21,7 @@ from analytic.parallel import Degrees, Kind
 from analytic.placement import Span, balance
 from analytic.quantity import GiB, bounded
 from analytic.request import Request
+from analytic.state import cached_tokens, sequence_state_bytes_per_token
 from analytic.weights import is_packing, weigh
 
 NAME = "transformers"
@@ -193,6 +195,16 @@ def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
     counts: Sequence[int] = range(1, len(asked.model.geometry.layers) + 1)
     found = bisect_left(counts, True, key=fits)
     return Degrees(pipeline=counts[found]) if found < len(counts) else None
+
+
+def state_bytes_per_token(asked: Deployment) -> int:
+    """What one more token would add to one sequence at the end of its generation, over all GPUs."""
+    request, ranks = asked.request, asked.degrees.tensor
+    tokens = cached_tokens(prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
+    geometry = asked.model.geometry
+    if ranks > 1:
+        geometry = rank_of(asked.model, asked.dtype, request.weight_format, ranks, 0).geometry
+    return ranks * sequence_state_bytes_per_token(geometry, tokens=tokens, itemsize=itemsize(asked.dtype))
 
 
 def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:

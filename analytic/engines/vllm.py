@@ -305,6 +305,12 @@ def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
     return None
 
 
+def state_bytes_per_token(asked: Deployment) -> int:
+    """What one more token would add to one sequence, over all GPUs: its part of the blocks that grow."""
+    longest = asked.request.total_tokens
+    return ceil(asked.degrees.tensor * sum(stage.pool.bytes_per_token(longest) for stage in stages(asked)))
+
+
 def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:
     """What could be asked for instead, one flag at a time, but for sizes and GPUs."""
     request, flags = asked.request, asked.flags

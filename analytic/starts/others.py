@@ -6,8 +6,8 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
+from analytic.engines.ggml.graph import compute_buffers
 from analytic.engines.llamacpp import held as llamacpp_held
-from analytic.engines.llamacpp_graph import compute_buffers
 from analytic.engines.vllm import stages
 from analytic.estimator import deploy, split_flags
 from analytic.formats.registry import find_preset

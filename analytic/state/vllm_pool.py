@@ -68,6 +68,15 @@ class Pool:
         """Blocks of a sequence that decodes its ``tokens``-th token; a prefill may hold more, up to ``blocks_for``."""
         return sum(max(spec.blocks_held(tokens) for spec in group.specs) for group in self.groups)
 
+    def bytes_per_token(self, tokens: int) -> float:
+        """What a token adds to a request of ``tokens`` tokens, on average: blocks of those groups that grow."""
+        grown = 0.0
+        for group in self.groups:
+            span, now = group.block_tokens, max(spec.blocks_for(tokens, self.in_flight_tokens) for spec in group.specs)
+            later = max(spec.blocks_for(tokens + (span or 0), self.in_flight_tokens) for spec in group.specs)
+            grown += self.block_bytes / span if span and later > now else 0.0
+        return grown
+
     def blocks_in(self, budget_bytes: int) -> int:
         """Blocks that a budget buys (``num_blocks``); one of them is the null block, which no request gets."""
         return budget_bytes // self.block_bytes

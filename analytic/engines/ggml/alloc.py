@@ -7,7 +7,7 @@ source that nobody else needs. Buffers of CUDA and of the host may have any size
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from analytic.engines.ggml.tensors import Tensor
+from analytic.engines.ggml.tensors import Tensor, Use
 from analytic.quantity import round_up
 
 IN_PLACE = frozenset(
@@ -81,89 +81,77 @@ class Arena:
             self._free.insert(index, (offset, size))
 
 
-@dataclass(slots=True)
-class _State:
-    children: int = 0
-    views: int = 0
-    buffer: int = -1
-    offset: int = 0
-    size: int = 0
-    owned: bool = False
-
-
 class _Allocation:
+    """Of a graph; what lies elsewhere (`Tensor.held`), and views of it, have no part in it."""
+
     def __init__(self, arenas: Sequence[Arena]) -> None:
         self.arenas = arenas
-        self.states: dict[int, _State] = {}
-
-    def state(self, tensor: Tensor) -> _State:
-        found = self.states.get(id(tensor))
-        if found is None:
-            found = self.states[id(tensor)] = _State()
-        return found
 
     def place(self, node: Tensor, buffer: int) -> None:
-        if node.held or node.base is not None:
+        use = node.use
+        if use is None or use.owned or node.base is not None:
             return
-        state = self.state(node)
-        if state.owned:
+        use.owned = True
+        if node.op in IN_PLACE and self._over_a_source(node, use):
             return
-        state.owned = True
-        if node.op in IN_PLACE and self._over_a_source(node, state):
-            return
-        state.buffer, state.size = buffer, self.arenas[buffer].aligned(node)
-        state.offset = self.arenas[buffer].take(state.size)
+        arena = self.arenas[buffer]
+        use.buffer, use.size = buffer, arena.aligned(node)
+        use.offset = arena.take(use.size)
 
-    def _over_a_source(self, node: Tensor, state: _State) -> bool:
+    def _over_a_source(self, node: Tensor, use: Use) -> bool:
         """Views are never written over: only what is itself allocated counts as a graph's own."""
         for source in node.src:
-            other = self.states.get(id(source))
-            if other is None or not other.owned or source.is_output or not node.same_layout(source):
+            other = source.use
+            if other is None or not other.owned or other.children != 1 or other.views:
                 continue
-            if other.children == 1 and other.views == 0:
+            if not source.is_output and node.same_layout(source):
                 arena = self.arenas[other.buffer]
-                state.buffer, state.offset, state.size = other.buffer, other.offset, arena.aligned(node)
+                use.buffer, use.offset, use.size = other.buffer, other.offset, arena.aligned(node)
                 other.owned = False
-                arena.give(other.offset + state.size, other.size - state.size)
+                arena.give(other.offset + use.size, other.size - use.size)
                 return True
         return False
 
-    def free(self, node: Tensor) -> None:
-        if node.is_output:
-            return
-        state = self.state(node)
-        self.arenas[state.buffer].give(state.offset, state.size)
-        state.owned = False
+    def free(self, node: Tensor, use: Use) -> None:
+        if not node.is_output:
+            self.arenas[use.buffer].give(use.offset, use.size)
+            use.owned = False
 
     def release(self, source: Tensor) -> None:
         """One that needed ``source`` has run."""
-        state = self.state(source)
-        state.children -= 1
-        if state.children or state.views:
+        use = source.use
+        if use is None:
             return
-        if source.base is not None:
-            base = self.state(source.base)
-            base.views -= 1
-            if base.views == 0 and base.children == 0 and base.owned:
-                self.free(source.base)
-        elif state.owned:
-            self.free(source)
+        use.children -= 1
+        if use.children or use.views:
+            return
+        if (base := source.base) is not None:
+            of_base = base.use
+            assert of_base is not None
+            of_base.views -= 1
+            if of_base.views == 0 and of_base.children == 0 and of_base.owned:
+                self.free(base, of_base)
+        elif use.owned:
+            self.free(source, use)
 
 
 def allocate(nodes: Sequence[Placed], leafs: Sequence[Placed], arenas: Sequence[Arena]) -> None:
     """Run the allocator over a graph; each arena then knows the most that it held (ggml_gallocr_alloc_graph_impl)."""
     own = _Allocation(arenas)
+    for node, _ in (*leafs, *nodes):
+        node.use = None if (node.base or node).held else Use()
     for leaf, buffer in leafs:
         own.place(leaf, buffer)
     for node, buffer in nodes:
-        if node.base is not None and node.op != "none":
-            own.state(node.base).views += 1
+        if node.base is not None and node.op != "none" and (use := node.base.use) is not None:
+            use.views += 1
         if node.is_input:
             own.place(node, buffer)
         for source in node.src:
-            own.state(source).children += 1
-            if source.is_input:
-                own.place(source, buffer)
+            if (use := source.use) is not None:
+                use.children += 1
+                if source.is_input:
+                    own.place(source, buffer)
     for node, buffer in nodes:
         for source in node.src:
             own.place(source, buffer)

@@ -27,6 +27,8 @@ _VECTOR_PAIRS = frozenset((name, name) for name in ("F16", "BF16", "Q4_0", "Q8_0
 """Key and value types for which the default build has a vector kernel (GGML_CUDA_FA_QUANTS)."""
 _NO_PRODUCT = frozenset(("TQ1_0", "TQ2_0"))
 _NO_ROWS = frozenset(("TQ1_0", "TQ2_0", "NVFP4", "Q8_K", "Q8_1"))
+TOLD_APART = _NO_PRODUCT | _NO_ROWS | {"IQ4_NL", "MXFP4"}
+"""Quantised types of weights for which `runs` may answer otherwise than for the rest."""
 _WRITTEN = frozenset(("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"))
 
 

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from analytic.engines.ggml.recipes import RECIPES
-from analytic.engines.ggml.reserved import Placing, Settings, reserved_sizes
+from analytic.engines.ggml.reserved import Settings, reserved_sizes
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import ALL_LAYERS
 from analytic.loaded.gguf_file import gguf_file
-from analytic.loaded.llamacpp import BACKENDS
 from analytic.models.model import Model
-from analytic.state.llamacpp import Slots, llamacpp_state
+from analytic.state.llamacpp import Slots
 
 LOGIT_BYTES = 4
 """Logits are float32."""
@@ -106,31 +105,30 @@ def compute_buffers(
         max_outputs=max_outputs,
         mixed=True,
     )
-    file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
-    if file.architecture not in RECIPES:
-        raise UllageError(
-            f"the graph that llama.cpp builds of {file.architecture!r} is not known to ullage",
-            hint=f"known: {', '.join(sorted(RECIPES))}",
-        )
+    placed = stacks(
+        model,
+        dtype=dtype,
+        quantization=quantization,
+        gpu_layers=gpu_layers,
+        cpu_moe_layers=cpu_moe_layers,
+        backend=backend,
+        tensor_split=tensor_split,
+    )
     llamacpp_state(
-        file.geometry,
+        placed.file.geometry,
         ctx_size=ctx_size,
         parallel=parallel,
         cache_type_k=cache_type_k,
         cache_type_v=cache_type_v,
         flash_attention=flash_attention,
     )  # refuses caches that llama.cpp does
-    gpus = len(tensor_split) if BACKENDS[backend].is_gpu else 0
-    placing = Placing(
-        file=file, gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, backend=backend, tensor_split=tensor_split
-    )
-    devices = placing.devices(gpus)
+    gpus = placed.devices.gpus
     of_releases = [
-        reserved_sizes(model, placing, devices, replace(settings, mixed=mixed))
+        reserved_sizes(placed, replace(settings, mixed=mixed))
         for name, mixed in RELEASES.items()
         if release in (None, name)
     ]
-    outputs = placing.vocabulary * parallel * LOGIT_BYTES
+    outputs = placed.vocabulary * parallel * LOGIT_BYTES
     names = (*(f"GPU{first + gpu}" for gpu in range(gpus)), "host")
     return (
         *(_buffer(name, own, "graph") for name, own in zip(names, zip(*of_releases, strict=True), strict=True)),

@@ -3,23 +3,35 @@
 After ``graph_reserve`` of ``src/llama-context.cpp`` (llama.cpp 0.5).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analytic.engines.ggml import tensors as ops
 from analytic.engines.ggml.attention import Attentions, Cache
 from analytic.engines.ggml.blocks import Batch, Builder
 from analytic.engines.ggml.models import ModelGraph, scale_input
-from analytic.engines.ggml.recipes import RECIPES, Routing
+from analytic.engines.ggml.recipes import RECIPES
 from analytic.engines.ggml.recurrent import Recurrences, States
-from analytic.engines.ggml.sched import Devices, buffer_sizes
-from analytic.engines.ggml.tensors import Tensor
-from analytic.loaded.gguf_file import GgufFile
-from analytic.loaded.llamacpp import layer_devices, placed_tensors
-from analytic.models.geometry import Attention, Geometry, LatentAttention, Recurrent
-from analytic.models.model import Model
+from analytic.engines.ggml.sched import buffer_sizes
+from analytic.engines.ggml.stack import Stack, Stacks
+from analytic.engines.ggml.tensors import Graph
+from analytic.formats.ggml import GgmlType
+from analytic.models.geometry import Attention, LatentAttention, Recurrent
 from analytic.quantity import round_up
 from analytic.state.llamacpp import SLIDES, Slots, cache_type
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caches:
+    """Cells of one stream, and their types."""
+
+    slots: Slots
+    swa_full: bool
+    key_type: GgmlType
+    value_type: GgmlType
+
+    def cells_of(self, window: int | None) -> int:
+        """Of a layer with a window, or without one."""
+        return self.slots.cells if window is None or self.swa_full else self.slots.window_cells(window)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +46,16 @@ class Settings:
     swa_full: bool
     max_outputs: int
     mixed: bool
+
+    @property
+    def caches(self) -> Caches:
+        """Of every layer."""
+        return Caches(
+            slots=self.slots,
+            swa_full=self.swa_full,
+            key_type=cache_type(self.key_type, "-ctk"),
+            value_type=cache_type(self.value_type, "-ctv"),
+        )
 
     @property
     def tokens(self) -> int:
@@ -60,114 +82,74 @@ class Settings:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placing:
-    """Where the file's tensors are."""
-
-    file: GgufFile
-    gpu_layers: int
-    cpu_moe_layers: int
-    backend: str
-    tensor_split: tuple[float, ...]
-
-    def devices(self, gpus: int) -> Devices:
-        """The device of each layer, and whether batches overlap (llama_context's constructor)."""
-        blocks = self.file.blocks
-        layers = layer_devices(blocks, gpu_layers=self.gpu_layers, tensor_split=self.tensor_split)
-        return Devices(
-            gpus=gpus,
-            layers=tuple(gpus if gpu is None or not gpus else gpu for gpu in layers),
-            overlapped=gpus > 1 and self.gpu_layers > blocks and not self.cpu_moe_layers,
-        )
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the head."""
-        by_name = {tensor.name: tensor for tensor in self.file.tensors}
-        return (by_name.get("output.weight") or by_name["token_embd.weight"]).shape[-2]
-
-    @property
-    def mamba2(self) -> bool:
-        """Whether decays are of heads, which files write as rows of one element."""
-        return any(
-            isinstance(mixer, Recurrent) and mixer.kind == "mamba2"
-            for layer in self.file.geometry.layers
-            for mixer in (layer.mixer, layer.recurrent)
-        )
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """By name as `Builder` asks: a tied head as the head, rotary factors once a layer."""
-        placed = placed_tensors(
-            self.file,
-            gpu_layers=self.gpu_layers,
-            cpu_moe_layers=self.cpu_moe_layers,
-            backend=self.backend,
-            tensor_split=self.tensor_split,
-        )
-        made: dict[str, Tensor] = {}
-        shared: dict[tuple[str, str], Tensor] = {}
-        for one in placed:
-            place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
-            name = one.tensor.name
-            if name.startswith("rope_f"):
-                name = f"rope@{one.layer}"
-            elif name == "token_embd.weight" and one.layer is not None:
-                name = "output.weight"
-            shape = one.tensor.shape[::-1]
-            if one.tensor.module == "ssm_a" and self.mamba2:
-                shape = (1, *shape) if len(shape) == 1 else shape
-            weight = ops.held(one.tensor.type, *shape, place=place, is_weight=True)
-            made[name] = shared.setdefault((one.tensor.name, place), weight)
-        return made
-
-
-def reserved_sizes(model: Model, placing: Placing, devices: Devices, settings: Settings) -> tuple[int, ...]:
+def reserved_sizes(stacks: Stacks, settings: Settings) -> tuple[int, ...]:
     """Bytes on each device; buffers are never made smaller again."""
-    reserved = [_reserved(model, placing, devices, settings, batch) for batch in settings.batches()]
+    reserved = [_reserved(stacks, settings.caches, batch) for batch in settings.batches()]
     return tuple(max(each) for each in zip(*reserved, strict=True))
 
 
-def _reserved(model: Model, placing: Placing, devices: Devices, settings: Settings, batch: Batch) -> tuple[int, ...]:
-    """Bytes on each device for one batch."""
-    geometry, recipe = placing.file.geometry, RECIPES[placing.file.architecture]
-    builder = Builder(batch=batch, weights=placing.weights())
-    attentions = [layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention)]
-    graph = ModelGraph(
+def _reserved(stacks: Stacks, caches: Caches, batch: Batch) -> tuple[int, ...]:
+    """Of one batch: by the short stack, or where that stands for nothing else, the whole."""
+    short = sizes_of(stacks.short, caches, batch)
+    if short is not None:
+        return short
+    whole = sizes_of(stacks.whole(), caches, batch)
+    assert whole is not None
+    return whole
+
+
+def sizes_of(stack: Stack, caches: Caches, batch: Batch) -> tuple[int, ...] | None:
+    """Bytes on each device for one batch; None where a general stack does not tell."""
+    sizes = buffer_sizes(_graph(stack, caches, batch), stack.devices, tokens=batch.tokens)
+    return sizes
+
+
+def _graph(stack: Stack, caches: Caches, batch: Batch) -> Graph:
+    geometry, recipe = stack.geometry, RECIPES[stack.architecture]
+    builder = Builder(batch=batch, weights=stack.weights)
+    attentions = [layer.mixer for layer, _ in geometry.groups if isinstance(layer.mixer, Attention)]
+    ModelGraph(
         recipe=recipe,
         geometry=geometry,
-        routing=_routing(model, placing.file),
+        routing=stack.routing,
         builder=builder,
-        caches=dict(_caches(geometry, devices, settings)),
-        states=dict(_states(geometry, devices, builder)),
+        caches=dict(_caches(stack, caches)),
+        states=dict(_states(stack, builder)),
         attentions=Attentions(builder),
         recurrences=Recurrences(builder),
         value_width=max((mixer.kv_heads * mixer.v_head_dim for mixer in attentions), default=0),
         positions=builder.positions(recipe.position_axes),
         wanted=builder.wanted(),
-        attention_scale=scale_input(batch.tokens) if placing.file.architecture == "llama4" else None,
-    )
-    graph.build()
-    return buffer_sizes(builder.graph, devices, tokens=batch.tokens)
+        attention_scale=scale_input(batch.tokens) if stack.architecture == "llama4" else None,
+    ).build()
+    return builder.graph
 
 
-def _place(devices: Devices, layer: int) -> str:
-    return devices.name(devices.layers[layer])
+def _place(stack: Stack, layer: int) -> str:
+    return stack.devices.name(stack.devices.layers[layer])
 
 
-def _caches(geometry: Geometry, devices: Devices, settings: Settings) -> Iterator[tuple[int, Cache]]:
+def _caches(stack: Stack, caches: Caches) -> Iterator[tuple[int, Cache]]:
     """Layers with windows that llama.cpp knows share a cache of their own (llama_kv_cache_iswa)."""
-    key, value = cache_type(settings.key_type, "-ctk"), cache_type(settings.value_type, "-ctv")
-    for index, layer in enumerate(geometry.layers):
+    knows = stack.geometry.model_type in SLIDES
+    for index, layer in enumerate(stack.geometry.layers):
         mixer = layer.mixer
         if isinstance(mixer, Attention | LatentAttention):
-            window = getattr(mixer, "window_tokens", None) if geometry.model_type in SLIDES else None
-            slides = window is not None and not settings.swa_full
-            cells = settings.slots.window_cells(window) if slides and window else settings.slots.cells
-            yield index, Cache(window=window, cells=cells, place=_place(devices, index), key_type=key, value_type=value)
+            window = getattr(mixer, "window_tokens", None) if knows else None
+            yield (
+                index,
+                Cache(
+                    window=window,
+                    cells=caches.cells_of(window),
+                    place=_place(stack, index),
+                    key_type=caches.key_type,
+                    value_type=caches.value_type,
+                ),
+            )
 
 
-def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[tuple[int, States]]:
-    for index, layer in enumerate(geometry.layers):
+def _states(stack: Stack, builder: Builder) -> Iterator[tuple[int, States]]:
+    for index, layer in enumerate(stack.geometry.layers):
         for mixer in (layer.mixer, layer.recurrent):
             if isinstance(mixer, Recurrent):
                 size = mixer.state_elements // mixer.inner_size
@@ -177,7 +159,7 @@ def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[
                 yield (
                     index,
                     States(
-                        place=_place(devices, index),
+                        place=_place(stack, index),
                         inner=mixer.inner_size,
                         heads=heads,
                         state=size,
@@ -186,29 +168,3 @@ def _states(geometry: Geometry, devices: Devices, builder: Builder) -> Iterator[
                         channels=mixer.conv_channels,
                     ),
                 )
-
-
-_ROUTING: Mapping[str, str] = {
-    "expert_group_count": "n_group",
-    "expert_group_used_count": "topk_group",
-    "expert_weights_scale": "routed_scaling_factor",
-    "expert_weights_norm": "norm_topk_prob",
-}
-"""A file's own metadata, and the config's key."""
-
-
-def _routing(model: Model, file: GgufFile) -> Routing:
-    """Of the file, or of the config that it is converted from; what is missing has no part in the graph."""
-    text = model.config.get("text_config")
-    config = text if isinstance(text, Mapping) else model.config
-    given: Mapping[str, object] = file.numbers or {name: config.get(key) for name, key in _ROUTING.items()}
-    numbers = {
-        name: float(value) for name, value in given.items() if name in _ROUTING and isinstance(value, int | float)
-    }
-    normed = numbers.get("expert_weights_norm")
-    return Routing(
-        groups=int(numbers.get("expert_group_count", 1)),
-        used_groups=int(numbers.get("expert_group_used_count", 1)),
-        scaled=numbers.get("expert_weights_scale", 0.0) not in (0.0, 1.0),
-        normed=None if normed is None else normed > 0,
-    )

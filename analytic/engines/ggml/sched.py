@@ -11,10 +11,14 @@ from analytic.engines.ggml.alloc import Arena, Placed, allocate
 from analytic.engines.ggml.tensors import VIEWS, Graph, Tensor
 
 HOST_ALIGNMENT_BYTES = 32
+MOST_GPUS = 16
+"""GGML_SCHED_MAX_BACKENDS."""
 MAX_COPIES = 4
 """Of each input where batches overlap on several devices (GGML_SCHED_MAX_COPIES)."""
 PINNABLE_ROWS = 32
 """Of fewer tokens, norms go with their layers' devices even where not all layers are on devices (graph_get_cb)."""
+
+_NAMES = tuple(f"GPU{device}" for device in range(MOST_GPUS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,19 +43,21 @@ class Devices:
 
     def holds(self, device: int, place: str) -> bool:
         """Whether ``device`` reads what lies in ``place`` (``GPU0``, or one of the host's)."""
-        return place == f"GPU{device}" if device < self.gpus else not place.startswith("GPU")
+        return place == _NAMES[device] if device < self.gpus else not place.startswith("GPU")
 
     def runs(self, device: int, node: Tensor) -> bool:
         """Whether ``device`` has the operation, and no source of it lies on another GPU."""
         if device == self.host:
             return True
-        own = f"GPU{device}"
-        elsewhere = any(source.held != own and source.held.startswith("GPU") for source in node.src if source.held)
-        return not elsewhere and cuda.runs(node)
+        own = _NAMES[device]
+        for source in node.src:
+            if source.held and source.held != own and source.held.startswith("GPU"):
+                return False
+        return cuda.runs(node)
 
     def name(self, device: int) -> str:
         """As in `Tensor.held`."""
-        return "host" if device == self.host else f"GPU{device}"
+        return "host" if device == self.host else _NAMES[device]
 
 
 @dataclass(slots=True)
@@ -65,56 +71,53 @@ class _Split:
 class _Schedule:
     def __init__(self, graph: Graph, devices: Devices, tokens: int) -> None:
         self.graph, self.devices, self.tokens = graph, devices, tokens
-        self.where: dict[int, int] = {}
+        self.pins = devices.full or tokens < PINNABLE_ROWS
         self.copies: dict[tuple[int, int], list[Tensor]] = {}
-
-    def at(self, tensor: Tensor) -> int:
-        return self.where.get(id(tensor), -1)
 
     def assign(self) -> None:
         """Passes 1 to 4."""
         steps = [node for node in self.graph.nodes if node.op not in VIEWS]
         for tensor in (*self.graph.leafs, *self.graph.nodes):
-            self._set(tensor, self._first(tensor))
+            tensor.at = self._first(tensor)
         for order in (steps, steps[::-1]):
             self._spread(order, host_too=False)
-        for order in (steps, steps[::-1]):
-            self._spread(order, host_too=True)
+        if any(node.at < 0 or node.at == self.devices.host for node in steps):
+            for order in (steps, steps[::-1]):
+                self._spread(order, host_too=True)
         for node in steps:
-            if self.at(node) < 0:
-                self._set(node, self._nearest(node))
+            if node.at < 0:
+                node.at = self._nearest(node)
         for node in self.graph.nodes:
             self._follow(node)
 
-    def _set(self, tensor: Tensor, device: int) -> None:
-        if device >= 0:
-            self.where[id(tensor)] = device
-
     def _first(self, tensor: Tensor) -> int:
-        if tensor.pinned_layer is not None and (self.devices.full or self.tokens < PINNABLE_ROWS):
+        if tensor.pinned_layer is not None and self.pins:
             device = self.devices.layers[tensor.pinned_layer]
             if self.devices.runs(device, tensor):
                 return device
         return self._from_here(tensor)
 
-    def _holder(self, tensor: Tensor, node: Tensor) -> int:
-        """The first device that reads where ``tensor`` lies and runs ``node`` (…_backend_from_buffer)."""
-        place = (tensor.base or tensor).held
-        devices = range(self.devices.gpus + 1) if place else ()
-        return next((d for d in devices if self.devices.holds(d, place) and self.devices.runs(d, node)), -1)
+    def _holder(self, place: str, node: Tensor) -> int:
+        """The first device that reads what lies in ``place`` and runs ``node`` (…_backend_from_buffer)."""
+        for device in range(self.devices.gpus + 1):
+            if self.devices.holds(device, place) and self.devices.runs(device, node):
+                return device
+        return -1
 
     def _from_here(self, tensor: Tensor) -> int:
         """By where it lies, or its weights (…_backend_id_from_cur)."""
-        if (device := self._holder(tensor, tensor)) >= 0:
+        if (place := (tensor.base or tensor).held) and (device := self._holder(place, tensor)) >= 0:
             return device
         if tensor.is_input:
             return self.devices.host
         if tensor.op in ("rope", "flash_attn_ext"):
             return -1
-        weight = next((source for source in tensor.src if source.is_weight), None)
-        if weight is None:
+        for weight in tensor.src:
+            if weight.is_weight:
+                break
+        else:
             return -1
-        device = self._holder(weight, tensor)
+        device = self._holder(weight.held, tensor)
         if device == self.devices.host and weight.held != "repacked":
             for gpu in range(self.devices.gpus):
                 if self.devices.runs(gpu, tensor) and cuda.offloads(tensor):
@@ -125,11 +128,10 @@ class _Schedule:
         """Neighbours go where those with weights go, the GPUs' first."""
         current = -1
         for node in order:
-            device = self.at(node)
-            if device >= 0:
-                current = device if host_too or device != self.devices.host else -1
+            if node.at >= 0:
+                current = node.at if host_too or node.at != self.devices.host else -1
             elif current >= 0 and self.devices.runs(current, node):
-                self._set(node, current)
+                node.at = current
 
     def _nearest(self, node: Tensor) -> int:
         """Where most of its sources can be read."""
@@ -137,47 +139,43 @@ class _Schedule:
         return max(able, key=lambda d: (sum(self._reads(d, source) for source in node.src), -d))
 
     def _follow(self, node: Tensor) -> None:
-        if node.base is not None and self.at(node) < 0:
-            self._set(node, self.at(node.base))
+        if node.at < 0 and node.base is not None:
+            node.at = node.base.at
         for source in node.src:
-            if self.at(source) < 0:
-                self._set(source, self.at(source.base) if source.base is not None else self.at(node))
-        if self.at(node) < 0:
-            self._set(node, next(d for d in range(self.devices.gpus + 1) if self.devices.runs(d, node)))
+            if source.at < 0:
+                source.at = source.base.at if source.base is not None else node.at
+        if node.at < 0:
+            node.at = next(d for d in range(self.devices.gpus + 1) if self.devices.runs(d, node))
 
     def _reads(self, device: int, tensor: Tensor) -> bool:
         place = (tensor.base or tensor).held
-        if not place:
-            own = self.at(tensor)
-            if own < 0 and tensor.base is not None:
-                own = self.at(tensor.base)
-            if own < 0:
-                return False
-            place = self.devices.name(own)
-        return self.devices.holds(device, place)
+        if place:
+            return self.devices.holds(device, place)
+        own = tensor.base.at if tensor.at < 0 and tensor.base is not None else tensor.at
+        return own == device
 
     def split(self) -> list[_Split]:
         """Pass 5: runs of nodes of one device, whose sources elsewhere become copies."""
         nodes = self.graph.nodes
         first = next(index for index, node in enumerate(nodes) if node.op not in VIEWS)
-        splits = [_Split(device=self.at(nodes[first]), begin=0)]
+        splits = [_Split(device=nodes[first].at, begin=0)]
         for index in range(first, len(nodes)):
             node = nodes[index]
             if node.op in VIEWS:
                 continue
             own = splits[-1]
-            if self.at(node) != own.device or (own.inputs and self._brings_weight(node, own.device)):
+            if node.at != own.device or (own.inputs and self._brings_weight(node, own.device)):
                 own.end = index
-                splits.append(own := _Split(device=self.at(node), begin=index))
+                splits.append(own := _Split(device=node.at, begin=index))
             for position, source in enumerate(node.src):
-                if self.at(source) != own.device and not self._reads(own.device, source):
+                if source.at != own.device and not self._reads(own.device, source):
                     node.src[position] = self._copy(source, own)
         splits[-1].end = len(nodes)
         return splits
 
     def _brings_weight(self, node: Tensor, device: int) -> bool:
         return any(
-            source.is_weight and self.at(source) != device and not self._reads(device, source) for source in node.src
+            source.is_weight and source.at != device and not self._reads(device, source) for source in node.src
         )
 
     def _copy(self, source: Tensor, split: _Split) -> Tensor:
@@ -197,20 +195,20 @@ class _Schedule:
         if self.devices.overlapped:
             for leaf in self.graph.leafs:
                 if leaf.is_input:
-                    device = self.at(leaf)
+                    device = leaf.at
                     leaf.is_output = True
                     yield leaf, device
                     yield from ((self._twin(leaf), device) for _ in range(MAX_COPIES - 1))
             for split in splits:
                 for source in split.inputs:
                     yield from ((copy, split.device) for copy in self.copies[id(source), split.device])
-        yield from ((leaf, self.at(leaf)) for leaf in self.graph.leafs)
+        yield from ((leaf, leaf.at) for leaf in self.graph.leafs)
 
     def nodes(self, splits: list[_Split]) -> Iterator[Placed]:
         """The graph that is allocated: before each split what it copies, behind fused nodes what they keep."""
         for split in splits:
             for source in split.inputs:
-                yield _dependency([source]), self.at(source)
+                yield _dependency([source]), source.at
                 yield self.copies[id(source), split.device][0], split.device
             own = self.graph.nodes[split.begin : split.end]
             until: dict[int, list[Tensor]] = {}
@@ -219,7 +217,7 @@ class _Schedule:
                     if all(tensor is not other for other in until.setdefault(id(last), [])):
                         until[id(last)].append(tensor)
             for node in own:
-                yield node, self.at(node)
+                yield node, node.at
                 if id(node) in until:
                     yield _dependency(until[id(node)]), split.device
 

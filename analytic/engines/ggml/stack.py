@@ -6,14 +6,15 @@ the whole file stands in. The tests hold the two to be equal.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from analytic.engines.ggml import tensors as ops
 from analytic.engines.ggml.cuda import TOLD_APART
-from analytic.engines.ggml.recipes import Routing
+from analytic.engines.ggml.recipes import RECIPES, Routing
 from analytic.engines.ggml.sched import Devices
-from analytic.engines.ggml.tensors import Sizes, Tensor
+from analytic.engines.ggml.tensors import STAND_IN, Sizes, Tensor
+from analytic.errors import UllageError
 from analytic.formats.ggml import BY_NAME, GgmlType
 from analytic.loaded.gguf_file import GgufFile, gguf_file
 from analytic.loaded.llamacpp import BACKENDS, Placed, layer_devices, placed_tensors
@@ -24,11 +25,10 @@ REPEATS = 4
 """Of layers, or runs of layers, that are alike and follow each other, so many are kept."""
 _LONGEST_RUN = 12
 """Layers of a pattern that repeats."""
-_STAND_IN = BY_NAME["Q8_0"]
-"""The type of quantised weights where it does not matter."""
+_TYPES: Mapping[str, GgmlType] = {**BY_NAME, STAND_IN.name: STAND_IN}
 
-_Weight = tuple[str, Sizes, str]
-"""Name of its type, sizes, and place."""
+_Weight = tuple[str, Sizes, str, str]
+"""Name of its type, sizes, place, and the file's name where several layers, or input and output, may share it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,8 +81,17 @@ def stacks(
     backend: str,
     tensor_split: tuple[float, ...],
 ) -> Stacks:
-    """Of ``model``'s file (see `analytic.loaded.llamacpp.llamacpp_weights`)."""
+    """Of ``model``'s file (see `analytic.loaded.llamacpp.llamacpp_weights`).
+
+    Raises:
+        UllageError: the file, or the graph of its architecture, is not known.
+    """
     file = gguf_file(model, dtype=dtype, quantization=quantization, gpu_layers=gpu_layers)
+    if file.architecture not in RECIPES:
+        raise UllageError(
+            f"the graph that llama.cpp builds of {file.architecture!r} is not known to ullage",
+            hint=f"known: {', '.join(sorted(RECIPES))}",
+        )
     placed = tuple(
         placed_tensors(
             file, gpu_layers=gpu_layers, cpu_moe_layers=cpu_moe_layers, backend=backend, tensor_split=tensor_split
@@ -191,25 +200,27 @@ def _layer_of(name: str) -> tuple[int | None, str]:
 
 def _weights(placed: Sequence[Placed], file: GgufFile, *, general: bool) -> dict[str, _Weight]:
     mamba2 = _has_mamba2(file.geometry)
+    tied = {one.tensor.name for one in placed if one.layer == file.blocks and one.gpu is None}
     made: dict[str, _Weight] = {}
     for one in placed:
-        place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
         name, kind, shape = one.tensor.name, one.tensor.type, one.tensor.shape[::-1]
-        if name.startswith("rope_f"):
-            name = f"rope@{one.layer}"
-        elif name == "token_embd.weight" and one.layer is not None:
-            name = "output.weight"
         if mamba2 and len(shape) == 1 and one.tensor.module == "ssm_a":
             shape = (1, *shape)
-        if general and (one.gpu is not None or one.layer is None):
+        if general and (one.gpu is not None or (one.layer is None and name not in tied)):
             kind = _stand_in(kind)
-        one_, two, three, four = (*shape, 1, 1, 1)[:4]
-        made[name] = kind.name, (one_, two, three, four), place
+        place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
+        made[_name(one)] = kind.name, ops.four(shape), place, "" if one.tensor.layer is not None else name
     return made
 
 
+def _name(one: Placed) -> str:
+    if one.tensor.name.startswith("rope_f"):
+        return f"rope@{one.layer}"
+    return "output.weight" if one.tensor.name == "token_embd.weight" and one.layer is not None else one.tensor.name
+
+
 def _stand_in(kind: GgmlType) -> GgmlType:
-    return kind if kind.block_elements == 1 or kind.name in TOLD_APART else _STAND_IN
+    return kind if kind.block_elements == 1 or kind.name in TOLD_APART else STAND_IN
 
 
 def _has_mamba2(geometry: Geometry) -> bool:
@@ -222,12 +233,12 @@ def _has_mamba2(geometry: Geometry) -> bool:
 
 
 def _tensors(weights: Mapping[str, _Weight]) -> Mapping[str, Tensor]:
-    """Rotary factors are one tensor for all layers of a place."""
     shared: dict[_Weight, Tensor] = {}
     made = {}
-    for name, (kind, sizes, place) in weights.items():
-        tensor = ops.held(BY_NAME[kind], *sizes, place=place, is_weight=True)
-        made[name] = shared.setdefault((kind, sizes, place), tensor) if name.startswith("rope@") else tensor
+    for name, weight in weights.items():
+        kind, sizes, place, source = weight
+        tensor = ops.held(_TYPES[kind], *sizes, place=place, is_weight=True)
+        made[name] = shared.setdefault(weight, tensor) if source else tensor
     return made
 
 

@@ -10,12 +10,29 @@ from math import prod
 from analytic.formats.ggml import BY_NAME, GgmlType
 
 F32, F16, I32, I64 = (BY_NAME[name] for name in ("F32", "F16", "I32", "I64"))
+STAND_IN = GgmlType(id=-1, name="any", block_elements=32, block_bytes=34)
+"""For the types of quantised weights that are multiplied alike and lie where no graph copies them from."""
 
 Sizes = tuple[int, int, int, int]
 """Of the four dimensions, the innermost first: elements (``ne``), or bytes between neighbours (``nb``)."""
 
 VIEWS = frozenset(("view", "reshape", "permute", "transpose"))
 """Operations that only look at their source (ggml_is_view_op)."""
+
+
+@dataclass(slots=True, eq=False)
+class Use:
+    """Of one tensor, while its graph is allocated."""
+
+    children: int = 0
+    """Nodes to come that read it."""
+    views: int = 0
+    """Views of it that are still needed."""
+    buffer: int = -1
+    offset: int = 0
+    size: int = 0
+    owned: bool = False
+    """Whether it has its block."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +58,10 @@ class Tensor:
     """The layer with whose device it is forced to go (graph_get_cb)."""
     detail: str = ""
     """Which one of the unary or gated operations."""
+    at: int = -1
+    """The device that it is scheduled on."""
+    use: "Use | None" = None
+    """How it fares in the allocator."""
 
     @property
     def bytes(self) -> int:
@@ -80,7 +101,8 @@ class Tensor:
         return self.type is other.type and self.ne == other.ne and self.nb == other.nb
 
 
-def _four(sizes: Iterable[int]) -> Sizes:
+def four(sizes: Iterable[int]) -> Sizes:
+    """Filled up with ones."""
     one, two, three, four = (*sizes, 1, 1, 1)[:4]
     return one, two, three, four
 
@@ -93,7 +115,7 @@ def strides(kind: GgmlType, ne: Sizes) -> Sizes:
 
 def new(kind: GgmlType, *sizes: int, op: str = "none", src: Iterable[Tensor | None] = (), detail: str = "") -> Tensor:
     """A tensor without gaps, its absent sources left out."""
-    ne = _four(sizes)
+    ne = four(sizes)
     own = [one for one in src if one is not None]
     return Tensor(type=kind, ne=ne, nb=strides(kind, ne), op=op, src=own, detail=detail)
 
@@ -122,26 +144,26 @@ def _view(
 
 def view(source: Tensor, sizes: Iterable[int], steps: Iterable[int] = (), offset: int = 0) -> Tensor:
     """Part of a tensor: sizes, the strides of all dimensions but the innermost, and bytes from its beginning."""
-    ne = _four(sizes)
+    ne = four(sizes)
     given = tuple(steps)
     nb = [source.type.block_bytes, *given]
     if len(nb) == 1:
         nb.append(ne[0] // source.type.block_elements * nb[0])
     while len(nb) < 4:
         nb.append(nb[-1] * ne[len(nb) - 1])
-    return _view(source, ne, _four(nb), op="view", offset=offset)
+    return _view(source, ne, four(nb), op="view", offset=offset)
 
 
 def reshape(source: Tensor, *sizes: int) -> Tensor:
     """The same elements in other dimensions."""
-    ne = _four(sizes)
+    ne = four(sizes)
     return _view(source, ne, strides(source.type, ne), op="reshape")
 
 
 def permute(source: Tensor, *axes: int) -> Tensor:
     """Dimension ``i`` becomes dimension ``axes[i]``."""
     where = [axes.index(axis) for axis in range(4)]
-    ne, nb = (_four(sizes[axis] for axis in where) for sizes in (source.ne, source.nb))
+    ne, nb = (four(sizes[axis] for axis in where) for sizes in (source.ne, source.nb))
     return _view(source, ne, nb, op="permute")
 
 
