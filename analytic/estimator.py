@@ -185,7 +185,6 @@ class Estimate:
 
     def _lever(self, change: str, asked: Deployment) -> Lever | None:
         try:
-            asked = replace(asked, dtype=serving_dtype(asked.model, asked.request))
             row = max(ledgers_of(asked), key=lambda row: row.charged.bytes)
         except UllageError:
             return None
@@ -329,7 +328,10 @@ def ledgers_of(asked: Deployment) -> tuple[Ledger, ...]:
     if copies == 1:
         return engine.ledgers(asked)
     rows = engine.ledgers(asked.asking(batch_size=ceil(asked.request.batch_size / copies)))
-    return tuple(replace(row, rank=f"dp{copy}/{row.rank}") for copy in range(copies) for row in rows)
+    ranks = [row.rank.removeprefix("dp0/") for row in rows]
+    return tuple(
+        replace(row, rank=f"dp{copy}/{rank}") for copy in range(copies) for row, rank in zip(rows, ranks, strict=True)
+    )
 
 
 def fullest_bytes(asked: Deployment) -> int:

@@ -216,7 +216,7 @@ def changes(asked: Deployment) -> Iterator[tuple[str, Deployment]]:
         if request.quantization in (None, "none", "bnb-int8"):
             yield "--quantization bnb-nf4", asked.asking(quantization="bnb-nf4")
     if asked.dtype == "float32":
-        yield "--dtype bfloat16", asked.asking(dtype="bfloat16")
+        yield "--dtype bfloat16", replace(asked.asking(dtype="bfloat16"), dtype="bfloat16")
     if request.attention == "eager":
         yield "--attention sdpa", asked.asking(attention="sdpa")
 

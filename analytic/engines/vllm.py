@@ -57,6 +57,7 @@ def prepare(asked: Deployment) -> Deployment:
     request, flags = asked.request, asked.flags
     if request.double_quant or request.compute_dtype:
         raise UsageError("--double-quant and --compute-dtype are transformers'", hint="leave them out")
+    dtype = _dtype(asked)
     longest = flags.max_model_len or request.total_tokens
     if request.total_tokens > longest:
         raise UsageError(
@@ -74,7 +75,38 @@ def prepare(asked: Deployment) -> Deployment:
         enable_expert_parallel=bool(flags.enable_expert_parallel),
         block_size=flags.block_size or (LATENT_BLOCK if _is_latent(asked.model.geometry) else BLOCK),
     )
-    return replace(asked, flags=resolved, request=replace(request, gpu_memory_utilization=utilization))
+    return replace(asked, dtype=dtype, flags=resolved, request=replace(request, gpu_memory_utilization=utilization))
+
+
+NO_FLOAT16 = frozenset(("gemma2", "gemma3", "gemma3_text", "glm4"))
+"""Model types that vLLM does not run in float16 (config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS)."""
+BFLOAT16_FROM = (8, 0)
+"""Compute capability from which vLLM runs bfloat16 (platforms/cuda.py, supported_dtypes)."""
+
+
+def _dtype(asked: Deployment) -> str:
+    """What ``auto`` becomes on the GPU (config/model.py, _resolve_auto_dtype); float32 is served in 16 bits.
+
+    Raises:
+        UllageError: vLLM does not run the model, or the GPU, in the dtype that was asked for.
+    """
+    capability = asked.gpu.capability if asked.gpu else None
+    no_float16 = asked.model.geometry.model_type in NO_FLOAT16
+    no_bfloat16 = capability is not None and capability < BFLOAT16_FROM
+    supported = [
+        dtype
+        for dtype, is_missing in (("bfloat16", no_bfloat16), ("float16", no_float16), ("float32", False))
+        if not is_missing
+    ]
+    if asked.request.dtype == "auto":
+        return supported[0] if asked.dtype == "float32" or asked.dtype not in supported else asked.dtype
+    if asked.dtype not in supported:
+        where = f" on {asked.gpu.name}" if asked.gpu and asked.dtype == "bfloat16" else ""
+        raise UllageError(
+            f"vLLM does not run {asked.model.id} in {asked.dtype}{where}",
+            hint=f"take --dtype {' or '.join(supported)}, or auto",
+        )
+    return asked.dtype
 
 
 def _is_latent(geometry: Geometry) -> bool:
@@ -87,7 +119,9 @@ def kind(gpu: Gpu) -> Hashable:
 
 
 def usable_bytes(asked: Deployment, gpu: Gpu) -> int:
-    """vLLM's budget of one GPU (``request_memory``)."""
+    """vLLM's budget of one GPU (``request_memory``); given bytes of KV cache only have to fit beside the context."""
+    if asked.flags.kv_cache_memory_bytes is not None:
+        return gpu.cuda_bytes - context_range(gpu).bytes
     return ceil(gpu.cuda_bytes * (asked.request.gpu_memory_utilization or UTILIZATION))
 
 
@@ -283,10 +317,22 @@ def _ledger(asked: Deployment, stage: Stage) -> Ledger:
 
 
 def _state_bytes(asked: Deployment, blocks: Pool) -> int:
-    """Blocks of the request's sequences; one more is the null block, and one of the longest must fit."""
+    """Blocks of the request's sequences; one more is the null block, and one of the longest must fit.
+
+    Raises:
+        UllageError: the bytes of KV cache that were given do not hold them.
+    """
     request, flags = asked.request, asked.flags
     needed = request.batch_size * blocks.blocks_for(request.total_tokens)
-    return (max(needed, blocks.blocks_for(flags.max_model_len or request.total_tokens)) + 1) * blocks.block_bytes
+    longest = blocks.blocks_for(flags.max_model_len or request.total_tokens)
+    size = (max(needed, longest) + 1) * blocks.block_bytes
+    given = flags.kv_cache_memory_bytes
+    if given is not None and size > given:
+        raise UllageError(
+            f"--kv-cache-memory-bytes {given:,} holds less than the {size:,} bytes that the request needs",
+            hint="give more, or ask for fewer or shorter sequences",
+        )
+    return size if given is None else given
 
 
 def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:

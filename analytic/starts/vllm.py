@@ -80,7 +80,10 @@ def read_vllm(
         )
     elif total is not None:
         gpu = replace(gpu, total_bytes=total, kept_low_bytes=0, kept_bytes=0, kept_high_bytes=0)
-    asked = deploy(model, request, flags=flags, gpu=gpu, constants=constants)
+    # what was printed did run, whatever 0.33 refuses
+    asked = deploy(model, replace(request, dtype="auto"), flags=flags, gpu=gpu, constants=constants)
+    if request.dtype != "auto":
+        asked = replace(asked, dtype=request.dtype)
     found = stages(asked)
     rows: list[Row] = []
     for index, stage in enumerate(found):

@@ -8,13 +8,12 @@ sizes to those of the library, over architectures, settings and devices (tests/r
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from analytic.engines.ggml.recipes import RECIPES
 from analytic.engines.ggml.reserved import Settings, reserved_sizes
+from analytic.engines.ggml.stack import stacks
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import ALL_LAYERS
-from analytic.loaded.gguf_file import gguf_file
 from analytic.models.model import Model
-from analytic.state.llamacpp import Slots
+from analytic.state.llamacpp import Slots, llamacpp_state
 
 LOGIT_BYTES = 4
 """Logits are float32."""

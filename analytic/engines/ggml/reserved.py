@@ -100,8 +100,7 @@ def _reserved(stacks: Stacks, caches: Caches, batch: Batch) -> tuple[int, ...]:
 
 def sizes_of(stack: Stack, caches: Caches, batch: Batch) -> tuple[int, ...] | None:
     """Bytes on each device for one batch; None where a general stack does not tell."""
-    sizes = buffer_sizes(_graph(stack, caches, batch), stack.devices, tokens=batch.tokens)
-    return sizes
+    return buffer_sizes(_graph(stack, caches, batch), stack.devices, tokens=batch.tokens, general=stack.general)
 
 
 def _graph(stack: Stack, caches: Caches, batch: Batch) -> Graph:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from analytic.engines.ggml import cuda as cuda
 from analytic.engines.ggml.alloc import Arena, Placed, allocate
-from analytic.engines.ggml.tensors import VIEWS, Graph, Tensor
+from analytic.engines.ggml.tensors import STAND_IN, VIEWS, Graph, Tensor
 
 HOST_ALIGNMENT_BYTES = 32
 MOST_GPUS = 16
@@ -81,7 +81,7 @@ class _Schedule:
             tensor.at = self._first(tensor)
         for order in (steps, steps[::-1]):
             self._spread(order, host_too=False)
-        if any(node.at < 0 or node.at == self.devices.host for node in steps):
+        if any(node.at < 0 for node in steps):
             for order in (steps, steps[::-1]):
                 self._spread(order, host_too=True)
         for node in steps:
@@ -174,9 +174,7 @@ class _Schedule:
         return splits
 
     def _brings_weight(self, node: Tensor, device: int) -> bool:
-        return any(
-            source.is_weight and source.at != device and not self._reads(device, source) for source in node.src
-        )
+        return any(source.is_weight and source.at != device and not self._reads(device, source) for source in node.src)
 
     def _copy(self, source: Tensor, split: _Split) -> Tensor:
         key = (id(source), split.device)
@@ -189,6 +187,10 @@ class _Schedule:
     def _twin(self, source: Tensor) -> Tensor:
         shared = self.devices.overlapped
         return Tensor(type=source.type, ne=source.ne, nb=source.nb, is_input=shared, is_output=shared)
+
+    def copies_stand_ins(self, splits: list[_Split]) -> bool:
+        """Whether it copies weights whose type is not known."""
+        return any(source.type is STAND_IN for split in splits for source in split.inputs)
 
     def leafs(self, splits: list[_Split]) -> Iterator[Placed]:
         """Pass 6: where batches overlap, every copy of every input is allocated first."""
@@ -228,11 +230,17 @@ def _dependency(tensors: list[Tensor]) -> Tensor:
     return Tensor(type=first.type, ne=first.ne, nb=first.nb, src=list(tensors), base=first.base or first)
 
 
-def buffer_sizes(graph: Graph, devices: Devices, *, tokens: int) -> tuple[int, ...]:
-    """Bytes of the compute buffer of each GPU, and of the host (last), for one graph."""
+def buffer_sizes(graph: Graph, devices: Devices, *, tokens: int, general: bool = False) -> tuple[int, ...] | None:
+    """Bytes of the compute buffer of each GPU, and of the host (last), for one graph.
+
+    None for a ``general`` one that does not stand for others: where weights are copied whose type is not known, or
+    where batches overlap and each layer has copies that are never freed.
+    """
     schedule = _Schedule(graph, devices, tokens)
     schedule.assign()
     splits = schedule.split()
+    if general and (schedule.copies_stand_ins(splits) or (devices.overlapped and len(splits) > devices.gpus + 1)):
+        return None
     arenas = [
         *(Arena(alignment=cuda.ALIGNMENT_BYTES, size_of=cuda.alloc_bytes) for _ in range(devices.gpus)),
         Arena(alignment=HOST_ALIGNMENT_BYTES, size_of=_host_bytes),

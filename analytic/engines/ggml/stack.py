@@ -21,8 +21,10 @@ from analytic.loaded.llamacpp import BACKENDS, Placed, layer_devices, placed_ten
 from analytic.models.geometry import Geometry, Recurrent
 from analytic.models.model import Model
 
-REPEATS = 4
-"""Of layers, or runs of layers, that are alike and follow each other, so many are kept."""
+REPEATS = 3
+"""Of layers, or runs of layers, that are alike and follow each other, at least so many are kept."""
+CYCLE = 6
+"""Freed blocks lie alike again after 1, 2 or 3 layers, so what is left out is a multiple."""
 _LONGEST_RUN = 12
 """Layers of a pattern that repeats."""
 _TYPES: Mapping[str, GgmlType] = {**BY_NAME, STAND_IN.name: STAND_IN}
@@ -167,18 +169,22 @@ def _shortened(file: GgufFile, routing: Routing, devices: Devices, placed: Seque
     )
 
 
-def kept_layers(kinds: Sequence[int], repeats: int = REPEATS) -> Iterator[int]:
-    """Positions in a row of layers' kinds without what repeats more than ``repeats`` times."""
+def kept_layers(kinds: Sequence[int]) -> Iterator[int]:
+    """Positions in a row of layers' kinds, but for what repeats and makes no difference."""
     at = 0
     while at < len(kinds):
         length, times = max(
             ((run, _times(kinds, at, run)) for run in range(1, _LONGEST_RUN + 1)),
-            key=lambda found: ((found[1] - repeats) * found[0], -found[0]),
+            key=lambda found: (_left_out(found[1]) * found[0], -found[0]),
         )
-        if times <= repeats:
+        if not _left_out(times):
             length, times = 1, 1
-        yield from range(at, at + length * min(times, repeats))
+        yield from range(at, at + length * (times - _left_out(times)))
         at += length * times
+
+
+def _left_out(times: int) -> int:
+    return max(times - REPEATS, 0) // CYCLE * CYCLE
 
 
 def _times(kinds: Sequence[int], at: int, run: int) -> int:
