@@ -33,8 +33,7 @@ class ServeFlags:
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"] | None, _flag(_COMMON)] = None
     """Dtype of what is not quantised (default: auto, the publisher's)."""
     quantization: Annotated[str | None, _flag(_COMMON, "-q")] = None
-    """bnb-nf4, bnb-fp4, bnb-int8 (while loading), gptq, awq, w4a16, w8a8, fp8, nvfp4, mxfp4, Q4_K_M … (`ullage
-    formats`), or none, which serves a quantised checkpoint dequantised."""
+    """bnb-nf4, bnb-int8, gptq, awq, w4a16, fp8, Q4_K_M … (`ullage formats`); none: dequantise a packed checkpoint."""
     kv_cache_dtype: Annotated[str | None, _flag(_COMMON)] = None
     """Dtype of the KV cache: vLLM takes fp8 and others, transformers keeps the model's."""
     batch_size: Annotated[Whole | None, _flag(_COMMON, "--parallel", "-np")] = None

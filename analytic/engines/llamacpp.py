@@ -1,7 +1,7 @@
 """llama.cpp 0.5: weights, state and compute buffers on each GPU, and what the host holds beside them."""
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from typing import Any
@@ -128,12 +128,42 @@ def held(asked: Deployment) -> _Held:
     return _held(asked.model, asked.dtype, request.weight_format, request.batch_size, size, asked.flags)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Placed:
+    """What of a model hangs on no workload."""
+
+    weights: tuple[Loaded, ...]
+    parts: tuple[Geometry, ...]
+    """The layers of each GPU, and last of the host."""
+    spans: Mapping[int | None, Span]
+
+
 @lru_cache(maxsize=1024)
+def _placed(
+    model: Model, dtype: str, quantization: str | None, layers: int, experts: int, split: tuple[float, ...]
+) -> _Placed:
+    file: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "gpu_layers": layers}
+    devices = layer_devices(gguf_file(model, **file).blocks, gpu_layers=layers, tensor_split=split)
+    return _Placed(
+        weights=llamacpp_weights(model, **file, cpu_moe_layers=experts, tensor_split=split),
+        parts=tuple(_part(model.geometry, devices, place) for place in (*range(len(split)), None)),
+        spans=_spans(devices, len(model.geometry.layers)),
+    )
+
+
+def _shares(flags: Flags) -> tuple[float, ...]:
+    """Of the GPUs: all of one where nothing is split."""
+    assert flags.tensor_split is not None
+    if flags.split_mode != "none":
+        return flags.tensor_split
+    return tuple(float(gpu == flags.main_gpu) for gpu in range(len(flags.tensor_split)))
+
+
+@lru_cache(maxsize=4096)
 def _held(model: Model, dtype: str, quantization: str | None, parallel: int, ctx_size: int, flags: Flags) -> _Held:
     assert flags.n_gpu_layers is not None
-    assert flags.tensor_split is not None
-    file: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "gpu_layers": flags.n_gpu_layers}
-    weights = llamacpp_weights(model, **file, cpu_moe_layers=flags.n_cpu_moe or 0, tensor_split=flags.tensor_split)
+    experts, split = flags.n_cpu_moe or 0, _shares(flags)
+    placed = _placed(model, dtype, quantization, flags.n_gpu_layers, experts, split)
     cache: dict[str, Any] = {
         "ctx_size": ctx_size,
         "parallel": parallel,
@@ -144,23 +174,20 @@ def _held(model: Model, dtype: str, quantization: str | None, parallel: int, ctx
         "cache_type_v": flags.cache_type_v,
         "swa_full": flags.swa_full,
     }
-    blocks = gguf_file(model, **file).blocks
-    devices = layer_devices(blocks, gpu_layers=flags.n_gpu_layers, tensor_split=flags.tensor_split)
-    state = tuple(
-        llamacpp_state(part, **cache) if part.layers else ()
-        for part in (_part(model.geometry, devices, place) for place in (*range(len(flags.tensor_split)), None))
-    )
+    state = tuple(llamacpp_state(part, **cache) if part.layers else () for part in placed.parts)
     buffers = compute_buffers(
         model,
-        **file,
+        dtype=dtype,
+        quantization=quantization,
+        gpu_layers=flags.n_gpu_layers,
         **cache,
         batch_size=flags.logical_batch_size or BATCH,
-        cpu_moe_layers=flags.n_cpu_moe or 0,
-        tensor_split=flags.tensor_split,
+        cpu_moe_layers=experts,
+        tensor_split=split,
         split_mode=flags.split_mode or "layer",
         main_gpu=flags.main_gpu or 0,
     )
-    return weights, state, buffers, _spans(devices, len(model.geometry.layers))
+    return placed.weights, state, buffers, placed.spans
 
 
 def _spans(devices: tuple[int | None, ...], layers: int) -> Mapping[int | None, Span]:

@@ -41,8 +41,14 @@ class Arena:
     alignment: int
     size_of: Callable[[Tensor], int]
     """Bytes that a tensor takes in such a buffer."""
+    steps: list[int]
+    """Everything that was decided by comparing sizes or offsets, in this arena and those beside it."""
     most: int = 0
     """The highest byte so far: what the buffer has to hold."""
+    most_at: int = 0
+    """The step at which it was reached."""
+    taken: int = 0
+    """All that was ever asked for, as if nothing had been freed."""
     _free: list[tuple[int, int]] = field(default_factory=list)
     """Offset and size, in order; what follows ``_end`` is free without limit."""
     _end: int = 0
@@ -53,32 +59,51 @@ class Arena:
 
     def take(self, size: int) -> int:
         """Where ``size`` bytes go: the smallest block that holds them, the last of equals."""
-        fits = [(own, -index) for index, (_, own) in enumerate(self._free) if own >= size]
-        if fits:
-            own, index = min(fits)
-            offset = self._free[-index][0]
-            self._free[-index : -index + 1] = [(offset + size, own - size)] if own > size else []
+        self.taken += size
+        best, least, fits = -1, 0, 1
+        for index, (_, own) in enumerate(self._free):
+            if own >= size:
+                fits |= 2 << index
+                if best < 0 or own <= least:
+                    best, least = index, own
+        self.steps += (fits, best)
+        if best >= 0:
+            offset = self._free[best][0]
+            self.steps.append(least > size)
+            if least > size:
+                self._free[best] = (offset + size, least - size)
+            else:
+                del self._free[best]
             return offset
         offset = self._end
         self._end += size
-        self.most = max(self.most, self._end)
+        if self._end > self.most:
+            self.most, self.most_at = self._end, len(self.steps)
         return offset
 
     def give(self, offset: int, size: int) -> None:
         """Free a block, and join it with its neighbours."""
         if size == 0:
+            self.steps.append(-1)
             return
-        index = next((i for i, (start, _) in enumerate(self._free) if start > offset), len(self._free))
-        if index < len(self._free) and offset + size == self._free[index][0]:
-            size += self._free.pop(index)[1]
-        if index and sum(self._free[index - 1]) == offset:
-            offset, before = self._free.pop(index - 1)
+        free = self._free
+        index = len(free)
+        while index and free[index - 1][0] > offset:
+            index -= 1
+        self.steps.append(index)
+        if index < len(free) and offset + size == free[index][0]:
+            self.steps.append(-2)
+            size += free.pop(index)[1]
+        if index and sum(free[index - 1]) == offset:
+            self.steps.append(-3)
+            offset, before = free.pop(index - 1)
             size += before
             index -= 1
         if offset + size == self._end:
+            self.steps.append(-4)
             self._end = offset
         else:
-            self._free.insert(index, (offset, size))
+            free.insert(index, (offset, size))
 
 
 class _Allocation:
@@ -106,6 +131,7 @@ class _Allocation:
                 continue
             if not source.is_output and node.same_layout(source):
                 arena = self.arenas[other.buffer]
+                arena.steps.append(-5)
                 use.buffer, use.offset, use.size = other.buffer, other.offset, arena.aligned(node)
                 other.owned = False
                 arena.give(other.offset + use.size, other.size - use.size)

@@ -25,10 +25,9 @@ _LATENT_HEADS: Mapping[int, tuple[int, int]] = {192: (128, 8), 320: (256, 32), 5
 _CACHES = frozenset(("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
 _VECTOR_PAIRS = frozenset((name, name) for name in ("F16", "BF16", "Q4_0", "Q8_0"))
 """Key and value types for which the default build has a vector kernel (GGML_CUDA_FA_QUANTS)."""
-_NO_PRODUCT = frozenset(("TQ1_0", "TQ2_0"))
+NOT_MULTIPLIED = frozenset(("TQ1_0", "TQ2_0"))
+"""Types of weights."""
 _NO_ROWS = frozenset(("TQ1_0", "TQ2_0", "NVFP4", "Q8_K", "Q8_1"))
-TOLD_APART = _NO_PRODUCT | _NO_ROWS | {"IQ4_NL", "MXFP4"}
-"""Quantised types of weights for which `runs` may answer otherwise than for the rest."""
 _WRITTEN = frozenset(("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"))
 
 
@@ -109,8 +108,8 @@ _RULES: Mapping[str, Callable[[Tensor], bool]] = {
     "flash_attn_ext": _attends,
     "ssm_scan": _scans,
     "ssm_conv": lambda node: node.src[0].ne[1] % 128 == 0,
-    "mul_mat": lambda node: node.src[0].type.name not in _NO_PRODUCT,
-    "mul_mat_id": lambda node: node.src[0].type.name not in _NO_PRODUCT,
+    "mul_mat": lambda node: node.src[0].type.name not in NOT_MULTIPLIED,
+    "mul_mat_id": lambda node: node.src[0].type.name not in NOT_MULTIPLIED,
     "get_rows": _looks_up,
     "set_rows": _writes,
     "unary": lambda node: node.src[0].contiguous,

@@ -230,8 +230,21 @@ def _dependency(tensors: list[Tensor]) -> Tensor:
     return Tensor(type=first.type, ne=first.ne, nb=first.nb, src=list(tensors), base=first.base or first)
 
 
-def buffer_sizes(graph: Graph, devices: Devices, *, tokens: int, general: bool = False) -> tuple[int, ...] | None:
-    """Bytes of the compute buffer of each GPU, and of the host (last), for one graph.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reserved:
+    """What a graph needs."""
+
+    bytes: tuple[int, ...]
+    """Of the buffer of each GPU, and of the host (last)."""
+    taken: tuple[int, ...]
+    """Likewise, as if nothing were ever freed."""
+    steps: tuple[int, ...]
+    """What its allocator decided, and where each buffer was fullest: graphs whose sizes lie on a straight line between
+    those of two others, which have these in common, have them too, and need what lies on that line."""
+
+
+def reserve(graph: Graph, devices: Devices, *, tokens: int, general: bool = False) -> Reserved | None:
+    """Schedule a graph and allocate it.
 
     None for a ``general`` one that does not stand for others: where weights are copied whose type is not known, or
     where batches overlap and each layer has copies that are never freed.
@@ -241,13 +254,18 @@ def buffer_sizes(graph: Graph, devices: Devices, *, tokens: int, general: bool =
     splits = schedule.split()
     if general and (schedule.copies_stand_ins(splits) or (devices.overlapped and len(splits) > devices.gpus + 1)):
         return None
+    steps: list[int] = []
     arenas = [
-        *(Arena(alignment=cuda.ALIGNMENT_BYTES, size_of=cuda.alloc_bytes) for _ in range(devices.gpus)),
-        Arena(alignment=HOST_ALIGNMENT_BYTES, size_of=_host_bytes),
+        *(Arena(alignment=cuda.ALIGNMENT_BYTES, size_of=cuda.alloc_bytes, steps=steps) for _ in range(devices.gpus)),
+        Arena(alignment=HOST_ALIGNMENT_BYTES, size_of=_host_bytes, steps=steps),
     ]
     nodes, leafs = list(schedule.nodes(splits)), list(schedule.leafs(splits))
     allocate(nodes, leafs, arenas)
-    return tuple(arena.most for arena in arenas)
+    return Reserved(
+        bytes=tuple(arena.most for arena in arenas),
+        taken=tuple(arena.taken for arena in arenas),
+        steps=(*steps, *(arena.most_at for arena in arenas)),
+    )
 
 
 def _host_bytes(tensor: Tensor) -> int:

@@ -7,19 +7,20 @@ the whole file stands in. The tests hold the two to be equal.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from analytic.engines.ggml import tensors as ops
-from analytic.engines.ggml.cuda import TOLD_APART
+from analytic.engines.ggml.cuda import NOT_MULTIPLIED
 from analytic.engines.ggml.recipes import RECIPES, Routing
 from analytic.engines.ggml.sched import Devices
-from analytic.engines.ggml.tensors import STAND_IN, Sizes, Tensor
+from analytic.engines.ggml.tensors import F32, STAND_IN, Sizes, Tensor
 from analytic.errors import UllageError
 from analytic.formats.ggml import BY_NAME, GgmlType
 from analytic.loaded.gguf_file import GgufFile, gguf_file
 from analytic.loaded.llamacpp import BACKENDS, Placed, layer_devices, placed_tensors
-from analytic.models.geometry import Geometry, Recurrent
+from analytic.models.geometry import Geometry, Layer, Recurrent
 from analytic.models.model import Model
+from analytic.state.llamacpp import SLIDES
 
 REPEATS = 3
 """Of layers, or runs of layers, that are alike and follow each other, at least so many are kept."""
@@ -59,7 +60,10 @@ class Stacks:
     placed: tuple[Placed, ...]
     vocabulary: int
     """Rows of the head."""
+    windows: tuple[int, ...]
+    """That llama.cpp knows."""
 
+    @cached_property
     def whole(self) -> Stack:
         """Every layer, every type."""
         return Stack(
@@ -113,8 +117,16 @@ def stacks(
         file=file,
         devices=devices,
         placed=placed,
+        windows=tuple(
+            {window: 0 for layer, _ in file.geometry.groups if (window := known_window(file.geometry, layer))}
+        ),
         vocabulary=(by_name.get("output.weight") or by_name["token_embd.weight"]).shape[-2],
     )
+
+
+def known_window(geometry: Geometry, layer: Layer) -> int | None:
+    """Of a layer of a model whose windows llama.cpp knows."""
+    return getattr(layer.mixer, "window_tokens", None) if geometry.model_type in SLIDES else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +225,7 @@ def _weights(placed: Sequence[Placed], file: GgufFile, *, general: bool) -> dict
         if mamba2 and len(shape) == 1 and one.tensor.module == "ssm_a":
             shape = (1, *shape)
         if general and (one.gpu is not None or (one.layer is None and name not in tied)):
-            kind = _stand_in(kind)
+            kind = _stand_in(kind, ops.four(shape))
         place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
         made[_name(one)] = kind.name, ops.four(shape), place, "" if one.tensor.layer is not None else name
     return made
@@ -225,8 +237,9 @@ def _name(one: Placed) -> str:
     return "output.weight" if one.tensor.name == "token_embd.weight" and one.layer is not None else one.tensor.name
 
 
-def _stand_in(kind: GgmlType) -> GgmlType:
-    return kind if kind.block_elements == 1 or kind.name in TOLD_APART else STAND_IN
+def _stand_in(kind: GgmlType, shape: Sizes) -> GgmlType:
+    """Matrices are multiplied alike, or looked up on the host; what is float32 is also added and the like."""
+    return kind if kind is F32 or kind.name in NOT_MULTIPLIED or shape[1] == 1 else STAND_IN
 
 
 def _has_mamba2(geometry: Geometry) -> bool:

@@ -11,7 +11,7 @@ from analytic.formats.ggml import BY_NAME, GgmlType
 
 F32, F16, I32, I64 = (BY_NAME[name] for name in ("F32", "F16", "I32", "I64"))
 STAND_IN = GgmlType(id=-1, name="any", block_elements=32, block_bytes=34)
-"""For the types of quantised weights that are multiplied alike and lie where no graph copies them from."""
+"""For the types of weights that are multiplied alike and lie where no graph copies them from."""
 
 Sizes = tuple[int, int, int, int]
 """Of the four dimensions, the innermost first: elements (``ne``), or bytes between neighbours (``nb``)."""
