@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from made_gguf import LLAMA, llama_tensors, write_gguf
 from record_llamacpp_weights import DATA, configs, files, write
 from test_gguf_mixtures import model as as_recorded
 
+from analytic.engines.ggml.graph import compute_buffers
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import Loaded
 from analytic.loaded.gguf_file import gguf_file
 from analytic.loaded.llamacpp import llamacpp_weights
+from analytic.models.as_gguf import converted
+from analytic.models.geometry import Attention
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
 
@@ -64,6 +68,48 @@ def test_every_tensor_has_the_name_that_the_converter_gives_it(name: str) -> Non
     file = gguf_file(replace(resolve(name), config=config), dtype="bfloat16", quantization=None, gpu_layers=999)
     ours = {re.sub(r"^blk\.\d+", "blk.{}", tensor.name) for tensor in file.tensors}
     assert ours == {name for name, *_ in MIXTURES[name]["converted"]}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_tensor_has_the_shape_that_the_converter_gives_it(name: str) -> None:
+    ours = Counter(
+        (re.sub(r"^blk\.\d+", "blk.{}", tensor.name), tensor.shape, tensor.type.name)
+        for tensor in converted(as_recorded(name), dtype="bfloat16")
+    )
+    assert ours == {(own, tuple(shape), kind): count for own, shape, kind, count in MIXTURES[name]["converted"]}
+
+
+@pytest.mark.parametrize(("name", "key_heads"), [("falcon-7b", 1), ("falcon-40b", 8)])
+def test_a_falcon_file_is_read_as_the_config_that_it_was_converted_from(
+    name: str, key_heads: int, tmp_path: Path
+) -> None:
+    model = resolve(name)
+    layers, mixer = model.geometry.layers, model.geometry.layers[0].mixer
+    assert isinstance(mixer, Attention)
+    metadata = {  # conversion/falcon.py
+        "context_length": 2048,
+        "tensor_data_layout": "jploski",
+        "embedding_length": model.geometry.hidden_size,
+        "feed_forward_length": 4 * model.geometry.hidden_size,
+        "block_count": len(layers),
+        "attention.head_count": mixer.heads,
+        "attention.head_count_kv": key_heads,
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+    tensors = {
+        tensor.name: ("F16" if tensor.type.name == "BF16" else "F32", tensor.shape)
+        for tensor in converted(model, dtype="bfloat16")
+    }
+    file = resolve(str(write_gguf(tmp_path / "falcon.gguf", "falcon", metadata, tensors)))
+    assert file.geometry.layers == layers
+    settings: dict[str, Any] = {"dtype": "float16", "quantization": None, "ctx_size": 4096}
+    assert compute_buffers(file, **settings) == compute_buffers(model, **settings)
+    with pytest.raises(UllageError, match="head_count_kv cannot be"):
+        resolve(
+            str(
+                write_gguf(tmp_path / "rw.gguf", "falcon", metadata | {"attention.head_count_kv": mixer.heads}, tensors)
+            )
+        )
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("Q4_0", True), ("Q8_0", False)])

@@ -59,6 +59,8 @@ def prepare(asked: Deployment) -> Deployment:
         )
     if gpus > MOST_GPUS:
         raise UsageError(f"{gpus} GPUs: llama.cpp takes up to {MOST_GPUS}", hint="give fewer")
+    if (flags.main_gpu or 0) >= gpus:
+        raise UsageError(f"--main-gpu {flags.main_gpu}: there are {gpus} GPUs", hint="they count from 0")
     resolved = replace(
         flags,
         logical_batch_size=flags.logical_batch_size or BATCH,

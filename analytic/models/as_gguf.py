@@ -114,6 +114,9 @@ _WHOLE = {
 }
 """Names of tensors that do not follow from their module's."""
 
+_OF_HEADS = ("{}.mixer.A_log", "{}.mixer.D")
+"""Of Mamba 2, whose converter gives them a column (conversion/mamba.py, nemotron.py)."""
+
 _NORMS_ITS_OUTPUT = frozenset(
     ("gemma2", "gemma3", "gemma4", "glm4moe", "gpt-oss", "olmo2", "qwen35", "qwen35moe", "qwen3next", "seed_oss")
 )
@@ -205,14 +208,17 @@ def _type(name: str, shape: tuple[int, ...], dtype: str) -> GgmlType:
 def _renamed(model: Model, group: TensorGroup) -> Iterator[_Named]:
     """Names (``{}`` for the layer) and shapes of what one tensor of the group becomes."""
     tail = _PREFIX.sub("", group.name)
-    shape = group.shape if len(group.shape) < 2 else (*group.shape[:-2], *group.matrix)
+    is_matrix_group = len(group.shape) > 1 and not tail.endswith("_bias")
+    shape = (*group.shape[:-2], *group.matrix) if is_matrix_group else group.shape
     module, _, suffix = tail.rpartition(".")
     if suffix not in ("weight", "bias"):
         module, suffix = tail, "weight"
     if tail.endswith("e_score_correction_bias"):
         yield "{}.exp_probs_b.bias", shape
     elif tail in _WHOLE:
-        yield _WHOLE[tail], shape
+        yield _WHOLE[tail], (*shape, 1) if tail in _OF_HEADS else shape
+    elif tail == "{}.mixer.norm.weight":
+        yield "{}.ssm_norm.weight", _by_group(model, shape)
     elif module in _SPLITS:
         yield from _SPLITS[module](model, shape, suffix)
     elif (name := _name(module, ARCHITECTURES[model.geometry.model_type])) is not None:
@@ -238,6 +244,15 @@ def _trimmed(model: Model, group: TensorGroup, shape: tuple[int, ...]) -> tuple[
     if group.role == "embedding" and model.geometry.model_type == "gemma3_text":
         return (min(shape[0], _GEMMA_3_TOKENS), *shape[1:])
     return (shape[0], shape[2]) if len(shape) == 3 and shape[1] == 1 else shape
+
+
+def _by_group(model: Model, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A Mamba 2 mixer's norm, a row for each group."""
+    mixers = (mixer for layer in model.geometry.layers for mixer in (layer.mixer, layer.recurrent))
+    mixer = next(mixer for mixer in mixers if isinstance(mixer, Recurrent))
+    state = mixer.state_elements // mixer.inner_size
+    groups = (mixer.conv_channels - mixer.inner_size) // (2 * state)
+    return (groups, shape[0] // groups)
 
 
 def _experts(_: Model, shape: tuple[int, ...], suffix: str) -> list[_Named]:

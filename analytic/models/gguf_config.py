@@ -111,6 +111,21 @@ def _llama(metadata: _Metadata, _: int) -> dict[str, Any]:
     return {"model_type": "mixtral", **experts, "num_experts_per_tok": metadata.number("expert_used_count")}
 
 
+def _falcon(metadata: _Metadata, _: int) -> dict[str, Any]:
+    """One key head is 7B's decoder, several are that of 11B, 40B and 180B; that of RW has other positions."""
+    heads, own = metadata.number("attention.head_count"), metadata.number("attention.head_count_kv")
+    if own >= heads:
+        metadata.reject("attention.head_count_kv", own)
+    return {
+        "multi_query": True,
+        "parallel_attn": True,
+        "alibi": False,
+        "bias": False,
+        "new_decoder_architecture": own > 1,
+        "num_kv_heads": own if own > 1 else heads,
+    }
+
+
 def _gated_delta(metadata: _Metadata, _: int) -> dict[str, Any]:
     """Qwen3-Next and 3.5: value heads are the time step's rank, key heads the groups."""
     heads, state = metadata.number("ssm.time_step_rank"), metadata.number("ssm.state_size")
@@ -262,6 +277,11 @@ _ROWS: Mapping[str, _Row] = {
     "stablelm": _Row(model_type="stablelm"),
     "gpt2": _Row(model_type="gpt2", keys={"feed_forward_length": "n_inner", "attention.head_count_kv": ""}),
     "gptneox": _Row(model_type="gpt_neox", keys={"attention.head_count_kv": ""}),
+    "falcon": _Row(
+        model_type="falcon",
+        keys={"attention.head_count_kv": "", "feed_forward_length": "ffn_hidden_size"},
+        adjust=_falcon,
+    ),
     "command-r": _Row(model_type="cohere"),
     "cohere2": _Row(model_type="cohere2", keys=_HEADS),
     "olmo": _Row(model_type="olmo"),

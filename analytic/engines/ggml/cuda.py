@@ -6,7 +6,7 @@ defaults of its build, for devices with tensor cores (compute capability 7.5 or 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from analytic.engines.ggml.tensors import F16, F32, I32, I64, Tensor
+from analytic.engines.ggml.tensors import F16, F32, HOST_STAND_IN, I32, I64, Tensor
 from analytic.quantity import round_up
 
 ALIGNMENT_BYTES = 128
@@ -25,7 +25,7 @@ _LATENT_HEADS: Mapping[int, tuple[int, int]] = {192: (128, 8), 320: (256, 32), 5
 _CACHES = frozenset(("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))
 _VECTOR_PAIRS = frozenset((name, name) for name in ("F16", "BF16", "Q4_0", "Q8_0"))
 """Key and value types for which the default build has a vector kernel (GGML_CUDA_FA_QUANTS)."""
-NOT_MULTIPLIED = frozenset(("TQ1_0", "TQ2_0"))
+NOT_MULTIPLIED = frozenset(("TQ1_0", "TQ2_0", HOST_STAND_IN.name))
 """Types of weights."""
 _NO_ROWS = frozenset(("TQ1_0", "TQ2_0", "NVFP4", "Q8_K", "Q8_1"))
 _WRITTEN = frozenset(("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"))
@@ -126,10 +126,6 @@ Kept = tuple[Tensor, Tensor]
 
 def kept(nodes: Sequence[Tensor]) -> Iterator[Kept]:
     """What fused operations still read after the graph is done with it (ggml_backend_cuda_graph_optimize)."""
-    uses: dict[int, int] = {}
-    for node in nodes:
-        for source in node.src:
-            uses[id(source)] = uses.get(id(source), 0) + 1
     index = 0
     while index < len(nodes):
         if reduction := _reduction(nodes, index):

@@ -88,24 +88,25 @@ class Settings:
 
 
 def reserved_sizes(stacks: Stacks, settings: Settings) -> tuple[int, ...]:
-    """Bytes on each device; buffers are never made smaller again."""
-    caches, cells = settings.caches(stacks.windows), settings.slots.cells
-    prompt, token = settings.batches()
-    most = _reserved(stacks, caches, prompt, cells)
-    bound = _line(stacks.short, caches, token).bound(cells)
-    if bound is not None and all(one <= own for one, own in zip(bound, most, strict=True)):
-        return most
-    return tuple(max(each) for each in zip(most, _reserved(stacks, caches, token, cells), strict=True))
-
-
-def _reserved(stacks: Stacks, caches: Caches, batch: Batch, cells: int) -> tuple[int, ...]:
-    """Of one batch: by the short stack, or where that stands for nothing else, the whole."""
-    short = _line(stacks.short, caches, batch).at(cells)
+    """Bytes on each device: by the short stack, or where that stands for nothing else, the whole."""
+    short = _sizes(stacks.short, stacks.windows, settings)
     if short is not None:
         return short
-    whole = _line(stacks.whole, caches, batch).at(cells)
+    whole = _sizes(stacks.whole, stacks.windows, settings)
     assert whole is not None
     return whole
+
+
+@lru_cache(maxsize=8192)
+def _sizes(stack: Stack, windows: tuple[int, ...], settings: Settings) -> tuple[int, ...] | None:
+    """Of both batches, for buffers are never made smaller again."""
+    caches, cells = settings.caches(windows), settings.slots.cells
+    prompt, token = (_line(stack, caches, batch) for batch in settings.batches())
+    most, bound = prompt.at(cells), token.bound(cells)
+    if most is None or (bound is not None and all(one <= own for one, own in zip(bound, most, strict=True))):
+        return most
+    least = token.at(cells)
+    return None if least is None else tuple(max(each) for each in zip(most, least, strict=True))
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ def _on_line(low: tuple[int, tuple[int, ...]], high: tuple[int, tuple[int, ...]]
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _line(stack: Stack, caches: Caches, batch: Batch) -> _Line:
     return _Line(partial(reserved, stack, caches, batch))
 

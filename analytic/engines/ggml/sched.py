@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from analytic.engines.ggml import cuda as cuda
 from analytic.engines.ggml.alloc import Arena, Placed, allocate
-from analytic.engines.ggml.tensors import STAND_IN, VIEWS, Graph, Tensor
+from analytic.engines.ggml.tensors import STAND_INS, VIEWS, Graph, Tensor
 
 HOST_ALIGNMENT_BYTES = 32
 MOST_GPUS = 16
@@ -190,7 +190,7 @@ class _Schedule:
 
     def copies_stand_ins(self, splits: list[_Split]) -> bool:
         """Whether it copies weights whose type is not known."""
-        return any(source.type is STAND_IN for split in splits for source in split.inputs)
+        return any(source.type in STAND_INS for split in splits for source in split.inputs)
 
     def leafs(self, splits: list[_Split]) -> Iterator[Placed]:
         """Pass 6: where batches overlap, every copy of every input is allocated first."""

@@ -13,7 +13,7 @@ from analytic.engines.ggml import tensors as ops
 from analytic.engines.ggml.cuda import NOT_MULTIPLIED
 from analytic.engines.ggml.recipes import RECIPES, Routing
 from analytic.engines.ggml.sched import Devices
-from analytic.engines.ggml.tensors import F32, STAND_IN, Sizes, Tensor
+from analytic.engines.ggml.tensors import HOST_STAND_IN, STAND_IN, STAND_INS, Sizes, Tensor
 from analytic.errors import UllageError
 from analytic.formats.ggml import BY_NAME, GgmlType
 from analytic.loaded.gguf_file import GgufFile, gguf_file
@@ -22,13 +22,13 @@ from analytic.models.geometry import Geometry, Layer, Recurrent
 from analytic.models.model import Model
 from analytic.state.llamacpp import SLIDES
 
-REPEATS = 3
+REPEATS = 5
 """Of layers, or runs of layers, that are alike and follow each other, at least so many are kept."""
 CYCLE = 6
 """Freed blocks lie alike again after 1, 2 or 3 layers, so what is left out is a multiple."""
 _LONGEST_RUN = 12
 """Layers of a pattern that repeats."""
-_TYPES: Mapping[str, GgmlType] = {**BY_NAME, STAND_IN.name: STAND_IN}
+_TYPES: Mapping[str, GgmlType] = {**BY_NAME, **{kind.name: kind for kind in STAND_INS}}
 
 _Weight = tuple[str, Sizes, str, str]
 """Name of its type, sizes, place, and the file's name where several layers, or input and output, may share it."""
@@ -164,7 +164,7 @@ def _shortened(file: GgufFile, routing: Routing, devices: Devices, placed: Seque
             own[layer][tail] = weight
     kinds: dict[object, int] = {}
     sequence = [
-        kinds.setdefault((layer, devices.layers[index], tuple(own[index].items())), len(kinds))
+        kinds.setdefault((layer, devices.layers[index], tuple(sorted(own[index].items()))), len(kinds))
         for index, layer in enumerate(file.geometry.layers)
     ]
     kept = list(kept_layers(sequence))
@@ -176,7 +176,7 @@ def _shortened(file: GgufFile, routing: Routing, devices: Devices, placed: Seque
             geometry=replace(file.geometry, layers=tuple(file.geometry.layers[layer] for layer in kept)),
             routing=routing,
             devices=replace(devices, layers=(*(devices.layers[layer] for layer in kept), *devices.layers[count:])),
-            weights=tuple(others.items()),
+            weights=tuple(sorted(others.items())),
         )
     )
 
@@ -224,8 +224,10 @@ def _weights(placed: Sequence[Placed], file: GgufFile, *, general: bool) -> dict
         name, kind, shape = one.tensor.name, one.tensor.type, one.tensor.shape[::-1]
         if mamba2 and len(shape) == 1 and one.tensor.module == "ssm_a":
             shape = (1, *shape)
-        if general and (one.gpu is not None or (one.layer is None and name not in tied)):
-            kind = _stand_in(kind, ops.four(shape))
+        if general and kind.name in NOT_MULTIPLIED:
+            kind = HOST_STAND_IN
+        elif general and len(shape) > 1 and (one.gpu is not None or (one.layer is None and name not in tied)):
+            kind = STAND_IN  # multiplied, or looked up; vectors are also added and the like
         place = "repacked" if one.repacked else "host" if one.gpu is None else f"GPU{one.gpu}"
         made[_name(one)] = kind.name, ops.four(shape), place, "" if one.tensor.layer is not None else name
     return made
@@ -235,11 +237,6 @@ def _name(one: Placed) -> str:
     if one.tensor.name.startswith("rope_f"):
         return f"rope@{one.layer}"
     return "output.weight" if one.tensor.name == "token_embd.weight" and one.layer is not None else one.tensor.name
-
-
-def _stand_in(kind: GgmlType, shape: Sizes) -> GgmlType:
-    """Matrices are multiplied alike, or looked up on the host; what is float32 is also added and the like."""
-    return kind if kind is F32 or kind.name in NOT_MULTIPLIED or shape[1] == 1 else STAND_IN
 
 
 def _has_mamba2(geometry: Geometry) -> bool:

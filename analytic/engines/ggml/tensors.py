@@ -12,6 +12,9 @@ from analytic.formats.ggml import BY_NAME, GgmlType
 F32, F16, I32, I64 = (BY_NAME[name] for name in ("F32", "F16", "I32", "I64"))
 STAND_IN = GgmlType(id=-1, name="any", block_elements=32, block_bytes=34)
 """For the types of weights that are multiplied alike and lie where no graph copies them from."""
+HOST_STAND_IN = GgmlType(id=-2, name="any of the host", block_elements=256, block_bytes=54)
+"""Likewise of those that only the host multiplies by."""
+STAND_INS = (STAND_IN, HOST_STAND_IN)
 
 Sizes = tuple[int, int, int, int]
 """Of the four dimensions, the innermost first: elements (``ne``), or bytes between neighbours (``nb``)."""
@@ -66,11 +69,12 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """From the first to the last element (ggml_nbytes)."""
+        (ne, *others), (step, *steps) = self.ne, self.nb
         if 0 in self.ne:
             return 0
-        one = self.type.block_bytes if self.type.block_elements == 1 else 0
-        first = one + (self.ne[0] - 1) * self.nb[0] if one else self.ne[0] * self.nb[0] // self.type.block_elements
-        return first + sum((size - 1) * step for size, step in zip(self.ne[1:], self.nb[1:], strict=True))
+        elements = self.type.block_elements
+        first = self.type.block_bytes + (ne - 1) * step if elements == 1 else ne * step // elements
+        return first + (others[0] - 1) * steps[0] + (others[1] - 1) * steps[1] + (others[2] - 1) * steps[2]
 
     @property
     def elements(self) -> int:
