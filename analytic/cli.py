@@ -169,7 +169,7 @@ def plan(
     output
         Write the JSON document to this file.
     """
-    from analytic.planning import plan_asked
+    from analytic.plans.typed import plan_asked
 
     if len(models) and output is not None:
         raise UsageError("--output holds the plan of one model", hint="leave it out, or ask for one model")

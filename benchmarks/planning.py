@@ -12,7 +12,8 @@ from itertools import cycle, islice
 from analytic.errors import UllageError
 from analytic.hardware import gpus
 from analytic.models import catalog
-from analytic.plan import Question, every_format, plan
+from analytic.plans.plan import plan
+from analytic.plans.question import Question, every_format
 from analytic.request import Engine, Request
 
 FLEET_GPUS = 40

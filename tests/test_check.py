@@ -5,17 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import ullage
 
-from analytic.cli import main
 from profiler import nvml
-
-
-def ullage(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    printed = capsys.readouterr()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, printed.out, printed.err
 
 
 def test_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

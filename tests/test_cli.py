@@ -6,18 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from analytic.cli import main
+from command_line import ullage
 
 HEAVY = ("torch", "transformers", "accelerate", "bitsandbytes", "scipy", "matplotlib", "numpy", "huggingface_hub")
-
-
-def ullage(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    printed = capsys.readouterr()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, printed.out, printed.err
 
 
 def test_the_rule_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from analytic.loaded.gguf_file import gguf_file
 from analytic.loaded.llamacpp import layer_devices, llamacpp_weights
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
-from analytic.state.llamacpp import llamacpp_state_by_layer
+from analytic.state.llamacpp import llamacpp_state
 
 MIB = 2**20
 RECORDED: dict[str, Any] = json.loads(DATA.read_text())
@@ -111,7 +112,9 @@ def test_weights_and_caches_go_to_the_gpus_that_llama_cpp_gives_them_to(name: st
         by_place = {"GPU0" if held.place == "GPU" else held.place: held.bytes for held in weights}
         assert {place: by_place[place] for place in places} == {place: size for place, (size, *_) in places.items()}
         kept = ("ctx_size", "parallel", "ubatch_size", "cache_type_k", "cache_type_v", "kv_unified", "flash_attention")
-        states = llamacpp_state_by_layer(model.geometry, **{key: settings[key] for key in kept if key in settings})
+        cache = {key: settings[key] for key in kept if key in settings}
+        layers_alone = (replace(model.geometry, layers=(layer,)) for layer in model.geometry.layers)
+        states = [sum(held.bytes for held in llamacpp_state(layer, **cache)) for layer in layers_alone]
         devices = layer_devices(len(states), gpu_layers=layers, tensor_split=split)
         for place, (_, state, _) in places.items():
             names = ["host" if gpu is None or "backend" in settings else f"GPU{gpu}" for gpu in devices[:-1]]

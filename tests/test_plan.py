@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import ullage
 
-from analytic.cli import main
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import run
 from analytic.hardware import find_gpu, gpus
 from analytic.models import catalog
-from analytic.plan import Option, Plan, Question, every_format, plan
-from analytic.planning import plan_asked
-from analytic.prices import read_prices
+from analytic.plans.options import Option, Plan
+from analytic.plans.plan import plan
+from analytic.plans.prices import read_prices
+from analytic.plans.question import Question, every_format
+from analytic.plans.typed import plan_asked
 from analytic.request import Request
 
 SMALL = Question(contexts=(512, 4096, 32768), concurrencies=(1, 8, 64), counts=(1, 2))
@@ -143,6 +145,7 @@ def test_all_gpus_and_formats_have_a_row_or_a_reason() -> None:
         ({"target_concurrency": 0}, "--target-concurrency: 0"),
         ({"node_gpus": 0}, "--node-gpus: 0"),
         ({"serving": {"batch_size": 2}}, "--batch-size is what a plan varies"),
+        ({"serving": {"ctx_size": 4096}}, "--ctx-size is what a plan varies"),
         ({"serving": {"quantization": "fp8"}}, "--quantization is what a plan varies"),
     ],
 )
@@ -188,14 +191,6 @@ def test_what_is_no_price_list_is_refused(tmp_path: Path, name: str, text: str, 
         read_prices(tmp_path / name)
     with pytest.raises(UllageError, match="cannot be read"):
         read_prices(tmp_path / "missing.toml")
-
-
-def ullage(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    printed = capsys.readouterr()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, printed.out, printed.err
 
 
 def test_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:

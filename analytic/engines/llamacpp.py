@@ -241,7 +241,11 @@ def _ledger(asked: Deployment, index: int, name: str) -> Ledger:
         components=components,
         retained=pool,
         load_peak=exact(loaded.bytes),
-        parts=(Part(component="workspace", name="pool", bytes=pool.bytes, note=note),),
+        parts=(
+            *(Part(component="sequence_state", name=row.kind, bytes=row.bytes, note=row.note) for row in state[index]),
+            *(Part(component="activations", name=buffer.note, bytes=buffer.bytes) for buffer in compute),
+            Part(component="workspace", name="pool", bytes=pool.bytes, note=note),
+        ),
         layers=spans.get(index),
     )
 

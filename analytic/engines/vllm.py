@@ -6,27 +6,22 @@ do. All that is left becomes the KV cache (``v1/worker/gpu_worker.py``, ``determ
 """
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engines.vllm_memory import VllmRun, activation_peak, cuda_graph_bytes, defaults, non_torch_bytes
+from analytic.engines.vllm_memory import defaults
+from analytic.engines.vllm_stages import Stage, stages
 from analytic.errors import UllageError, UsageError
-from analytic.flags import Flags
-from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Component, Ledger, Part, Phase
-from analytic.loaded.vllm import ONLINE, pipeline_spans, vllm_weights
+from analytic.loaded.vllm import ONLINE
 from analytic.models.geometry import Geometry, LatentAttention
-from analytic.models.model import Model
 from analytic.parallel import Degrees, Kind
-from analytic.placement import Span
 from analytic.quantity import NOTHING, GiB, Quantity, bounded, exact
 from analytic.request import LARGEST
-from analytic.state.vllm import pool
 from analytic.state.vllm_pool import Pool
 
 NAME = "vLLM"
@@ -38,8 +33,6 @@ UTILIZATION = 0.92
 """Default of ``--gpu-memory-utilization`` (config/cache.py)."""
 BLOCK, LATENT_BLOCK = 16, 64
 """Tokens of a block by default, and of latent attention's kernels (FlashMLA)."""
-BEFORE_BLACKWELL, BLACKWELL = (9, 0), (10, 0)
-"""Compute capabilities that tell kernels of plain weights apart."""
 LARGEST_TENSOR_DEGREE = 8
 """GPUs of a node, over which tensor parallelism is not proposed."""
 
@@ -123,154 +116,6 @@ def usable_bytes(asked: Deployment, gpu: Gpu) -> int:
     if asked.flags.kv_cache_memory_bytes is not None:
         return gpu.cuda_bytes - context_range(gpu).bytes
     return ceil(gpu.cuda_bytes * (asked.request.gpu_memory_utilization or UTILIZATION))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """Everything of a pipeline stage that does not hang on the sequences."""
-
-    span: Span
-    weights_bytes: int
-    activations: Quantity
-    moment: str
-    graphs: Quantity
-    non_torch: Quantity
-    """What libraries take within the budget."""
-    pool: Pool
-
-    @property
-    def fixed(self) -> Quantity:
-        """What the budget pays before the KV cache."""
-        return exact(self.weights_bytes) + self.activations + self.graphs + self.non_torch
-
-
-def stages(asked: Deployment) -> tuple[Stage, ...]:
-    """One a pipeline stage."""
-    flags = asked.flags
-    return _stages(
-        asked.model,
-        asked.dtype,
-        asked.request.weight_format,
-        asked.request.kv_cache_dtype,
-        asked.gpu,
-        asked.degrees,
-        flags,
-        asked.constants,
-    )
-
-
-@lru_cache(maxsize=4096)
-def _stages(
-    model: Model,
-    dtype: str,
-    quantization: str | None,
-    kv_cache_dtype: str,
-    gpu: Gpu | None,
-    degrees: Degrees,
-    flags: Flags,
-    constants: EngineCalibration | None,
-) -> tuple[Stage, ...]:
-    assert flags.max_num_batched_tokens is not None
-    assert flags.max_num_seqs is not None
-    assert flags.max_model_len is not None
-    assert flags.block_size is not None
-    run = VllmRun(
-        dtype=dtype,
-        tensor_parallel_size=degrees.tensor,
-        pipeline_parallel_size=degrees.pipeline,
-        enable_expert_parallel=bool(flags.enable_expert_parallel),
-        data_parallel_size=degrees.data,
-        max_num_batched_tokens=flags.max_num_batched_tokens,
-        max_num_seqs=flags.max_num_seqs,
-        max_model_len=flags.max_model_len,
-        enforce_eager=bool(flags.enforce_eager),
-        quantization=quantization,
-        capability=gpu.capability if gpu else None,
-    )
-    activations, moment = activation_peak(model, run)
-    graphs = cuda_graph_bytes(model, run)
-    non_torch = non_torch_bytes(run, gpu)
-    if constants is not None:
-        activations = constants.applied("activations", activations)
-        graphs = constants.applied("graphs", graphs)
-        non_torch = constants.applied("libraries" if degrees.tensor == 1 else "libraries-several", non_torch)
-    spans = pipeline_spans(len(model.geometry.layers), degrees.pipeline)
-    return tuple(
-        Stage(
-            span=span,
-            weights_bytes=_weights(
-                model, dtype, quantization, _kernels(run, model), degrees, run.enable_expert_parallel, stage
-            ),
-            activations=activations,
-            moment=moment,
-            graphs=graphs,
-            non_torch=non_torch,
-            pool=_pool(
-                model,
-                span,
-                dtype,
-                kv_cache_dtype,
-                flags.block_size,
-                degrees.tensor,
-                flags.max_num_batched_tokens,
-                flags.enable_prefix_caching,
-            ),
-        )
-        for stage, span in enumerate(spans)
-    )
-
-
-def _kernels(run: VllmRun, model: Model) -> tuple[int, int] | None:
-    """The compute capability as far as weights depend on it: where nothing is packed, whether it is Blackwell's."""
-    if run.capability is None or run.quantization not in (None, "none") or model.native_format is not None:
-        return run.capability
-    return max(min(run.capability, BLACKWELL), BEFORE_BLACKWELL)
-
-
-@lru_cache(maxsize=16384)
-def _weights(
-    model: Model,
-    dtype: str,
-    quantization: str | None,
-    capability: tuple[int, int] | None,
-    degrees: Degrees,
-    enable_expert_parallel: bool,
-    stage: int,
-) -> int:
-    (loaded,) = vllm_weights(
-        model,
-        dtype=dtype,
-        quantization=quantization,
-        capability=capability,
-        tensor_parallel_size=degrees.tensor,
-        pipeline_parallel_size=degrees.pipeline,
-        pipeline_rank=stage,
-        enable_expert_parallel=enable_expert_parallel,
-        data_parallel_size=degrees.data,
-    )
-    return loaded.bytes
-
-
-@lru_cache(maxsize=16384)
-def _pool(
-    model: Model,
-    span: Span,
-    dtype: str,
-    kv_cache_dtype: str,
-    block_size: int,
-    tensor: int,
-    batched_tokens: int,
-    enable_prefix_caching: bool | None,
-) -> Pool:
-    return pool(
-        replace(model.geometry, layers=model.geometry.layers[slice(*span)]),
-        itemsize=itemsize(dtype),
-        kv_cache_dtype=kv_cache_dtype,
-        block_size=block_size,
-        tensor_parallel_size=tensor,
-        max_num_batched_tokens=batched_tokens,
-        enable_prefix_caching=enable_prefix_caching,
-    )
 
 
 def ledgers(asked: Deployment) -> tuple[Ledger, ...]:
@@ -383,8 +228,18 @@ def warnings(asked: Deployment) -> Iterator[str]:
     request, flags = asked.request, asked.flags
     if request.batch_size > (flags.max_num_seqs or LARGEST["batch_size"]):
         yield f"{request.batch_size:,} sequences exceed --max-num-seqs {flags.max_num_seqs:,}: the rest wait"
+    if asked.constants is not None:
+        yield from _strangers(asked.constants, asked.gpu)
     if str(request.quantization) in ONLINE:
         yield f"{request.quantization}: vLLM quantises while it loads, which needs the 16-bit weights first"
+
+
+def _strangers(constants: EngineCalibration, gpu: Gpu | None) -> Iterator[str]:
+    """What constants were not fitted to."""
+    if gpu is not None and gpu.name not in constants.gpus:
+        yield f"the constants were fitted on {', '.join(constants.gpus) or 'no named GPU'}, not on {gpu.name}"
+    if not any(version.startswith(f"{VERSION}.") for version in constants.versions):
+        yield f"the constants were fitted to vLLM {', '.join(constants.versions)}, and {VERSION} is modelled"
 
 
 def lines(asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:

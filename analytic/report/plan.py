@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analytic.engines.engine import find_engine
-from analytic.plan import Cell, Option, Plan
+from analytic.plans.options import Cell, Option, Plan
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
 

@@ -8,7 +8,7 @@ from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
 from analytic.engines.ggml.graph import compute_buffers
 from analytic.engines.llamacpp import held as llamacpp_held
-from analytic.engines.vllm import stages
+from analytic.engines.vllm_stages import stages
 from analytic.estimator import deploy, split_flags
 from analytic.formats.registry import find_preset
 from analytic.formats.table import itemsize

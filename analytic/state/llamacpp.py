@@ -5,7 +5,7 @@ of the autumn of 2026 (xllamacpp 2026.10), whose own lines the tests hold this t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from analytic.errors import UllageError
 from analytic.formats.ggml import BY_NAME, GgmlType
@@ -139,41 +139,6 @@ def _rows(geometry: Geometry, slots: Slots, key: GgmlType, value: GgmlType, *, s
             yield _held(name, rows, slots, cells, (key, value))
     if recurrent:
         yield _recurrent(recurrent, slots.parallel)
-
-
-def llamacpp_state_by_layer(
-    geometry: Geometry,
-    *,
-    ctx_size: int,
-    parallel: int = 1,
-    ubatch_size: int = 512,
-    cache_type_k: str = "f16",
-    cache_type_v: str = "f16",
-    swa_full: bool = False,
-    kv_unified: bool = False,
-    flash_attention: bool = True,
-) -> tuple[int, ...]:
-    """Bytes of each layer's caches and states, which lie where its weights do (see `llamacpp_state`).
-
-    Raises:
-        UllageError: as `llamacpp_state`.
-    """
-    made = []
-    for layer in geometry.layers:
-        own = replace(geometry, layers=(layer,))
-        rows = llamacpp_state(
-            own,
-            ctx_size=ctx_size,
-            parallel=parallel,
-            ubatch_size=ubatch_size,
-            cache_type_k=cache_type_k,
-            cache_type_v=cache_type_v,
-            swa_full=swa_full,
-            kv_unified=kv_unified,
-            flash_attention=flash_attention,
-        )
-        made.append(sum(row.bytes for row in rows))
-    return tuple(made)
 
 
 def _mixers(layer: Layer) -> Iterator[Attention | LatentAttention | Recurrent]:

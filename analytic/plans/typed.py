@@ -9,8 +9,10 @@ from analytic.errors import UsageError
 from analytic.estimator import split_flags
 from analytic.hardware import Gpu, find_gpu, gpus
 from analytic.models.resolve import resolve
-from analytic.plan import CONCURRENCIES, CONTEXTS, COUNTS, Plan, Question, every_format, plan
-from analytic.prices import read_prices
+from analytic.plans.options import Plan
+from analytic.plans.plan import plan
+from analytic.plans.prices import read_prices
+from analytic.plans.question import CONCURRENCIES, CONTEXTS, COUNTS, Question, every_format
 from analytic.quantity import parse_tokens
 
 KINDS = ("data-centre", "workstation", "consumer", "laptop", "mig")
@@ -18,6 +20,14 @@ _USUAL_KINDS = ("data-centre", "workstation", "consumer")
 
 _PUBLISHED = "published"
 """What a model's own format is called in ``--formats``."""
+
+_VARIED = {
+    "batch_size": "--target-concurrency",
+    "prompt_tokens": "--target-context",
+    "max_model_len": "--target-context",
+    "ctx_size": "--target-context",
+}
+"""Flags of an estimate, and those of a plan that take their place."""
 
 LONGEST_LIST = 64
 """Entries of a list that may be asked for."""
@@ -46,7 +56,7 @@ def plan_asked(
     if is_serve_line(model):
         raise UsageError("a plan takes a model, not a whole line", hint="give the line to ullage estimate or check")
     given = dict(serving)
-    for name, instead in (("batch_size", "--target-concurrency"), ("prompt_tokens", "--target-context")):
+    for name, instead in _VARIED.items():
         if name in given:
             raise UsageError(f"--{name.replace('_', '-')} is what a plan varies", hint=f"give {instead}")
     if "quantization" in given:

@@ -1,0 +1,1 @@
+"""Many deployments of one model side by side."""
