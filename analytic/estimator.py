@@ -9,14 +9,14 @@ from typing import Any
 
 from analytic.asking import Asking, ask
 from analytic.calibration import Calibration, read_calibration, require_gpu, shipped
-from analytic.deployment import Deployment
+from analytic.deployment import Deployment, precision_notes
 from analytic.engine_constants import EngineCalibration, read_engine_calibration
 from analytic.engines.engine import Engine, find_engine
 from analytic.errors import UllageError, UsageError
 from analytic.flags import Flags
 from analytic.formats.registry import find_preset
 from analytic.formats.table import itemsize
-from analytic.hardware import Gpu, find_gpu, parse_gpu, precision_warnings
+from analytic.hardware import Gpu, find_gpu, parse_gpu
 from analytic.ledger import Ledger
 from analytic.models.model import Model
 from analytic.models.packed import quantization_of, weight_bits
@@ -424,14 +424,7 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Deployment]]:
 def _warnings(answer: Estimate) -> Iterator[str]:
     yield from answer.notes
     yield from answer.model.notes
-    native = {"fp8": "fp8-128x128"}.get(answer.model.native_format or "", answer.model.native_format)
-    if answer.gpu is not None:
-        yield from precision_warnings(
-            answer.gpu,
-            dtype=answer.dtype,
-            weight_format=answer.request.quantization if answer.request.quantization not in (None, "none") else native,
-            kv_cache_dtype=answer.request.kv_cache_dtype,
-        )
+    yield from precision_notes(answer.asked)
     yield from answer.engine.warnings(answer.asked)
     loading = max(row.load_peak.bytes + row.components["context"].bytes for row in answer.ledgers)
     if answer.fits and answer.capacity_bytes is not None and loading > answer.capacity_bytes:

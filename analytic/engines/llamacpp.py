@@ -30,6 +30,9 @@ REST: Kind = "pipeline"
 """How GPUs work together where nothing else is asked for: ``--split-mode layer``."""
 CHARGES_CONTEXT = True
 
+KERNELS_FROM = (7, 5)
+"""Compute capability from which the CUDA backend's kernels are those that were recorded."""
+
 MOST_GPUS = 16
 """GPUs that llama.cpp can use (ggml-backend.cpp, GGML_SCHED_MAX_BACKENDS)."""
 
@@ -320,6 +323,8 @@ def warnings(asked: Deployment) -> Iterator[str]:
     """What the reader might not expect of llama.cpp."""
     context = _context_size(asked)
     yield f"-c {context:,} with -np {asked.request.batch_size}: llama.cpp allocates all cells at once"
+    if asked.gpu is not None and asked.gpu.capability is not None and asked.gpu.capability < KERNELS_FROM:
+        yield f"compute buffers are those of GPUs from compute capability 7.5 on, {asked.gpu.name} has other kernels"
 
 
 def lines(asked: Deployment, rows: tuple[Ledger, ...]) -> Iterator[str]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from analytic.deployment import Deployment
+from analytic.deployment import Deployment, precision_notes
 from analytic.estimator import Estimate, ledgers_of
 from analytic.formats.quality import quality_cost
-from analytic.hardware import Gpu, precision_warnings
+from analytic.hardware import Gpu
 from analytic.models.model import Model
 from analytic.parallel import Degrees
 from analytic.plans.needs import Need, Room
@@ -101,7 +101,7 @@ class Option:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What the GPU lacks for the format, and what the format is known to cost in quality."""
-        return tuple(_notes(self.asked, self.gpu))
+        return tuple(_notes(self.asked))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +112,7 @@ class Refused:
     gpus: str
     """Which, and how they would share the work."""
     reason: str
+    hint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +178,8 @@ def order_of(option: Option) -> tuple[object, ...]:
     return (float("inf") if price is None else price, *_by_memory(option))
 
 
-def _notes(asked: Deployment, gpu: Gpu) -> Iterator[str]:
-    request = asked.request
-    native = {"fp8": "fp8-128x128"}.get(asked.model.native_format or "", asked.model.native_format)
-    packed = request.quantization if request.quantization not in (None, "none") else native
-    yield from precision_warnings(gpu, dtype=asked.dtype, weight_format=packed, kv_cache_dtype=request.kv_cache_dtype)
-    if (cost := quality_cost(request.quantization)) is not None:
-        yield f"{request.quantization}: {cost[0]} ({cost[1]})"
+def _notes(asked: Deployment) -> Iterator[str]:
+    yield from precision_notes(asked)
+    quantization = asked.request.quantization
+    if (cost := quality_cost(quantization)) is not None:
+        yield f"{quantization}: {cost[0]} ({cost[1]})"

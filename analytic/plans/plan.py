@@ -45,6 +45,7 @@ def plan(
         UllageError: nothing that was asked for can be, with the first reason.
     """
     asked = question or Question()
+    (flags or Flags()).require_of(request.engine)
     kinds = tuple(gpus)
     if not kinds:
         raise UsageError("no GPU to plan for", hint="name some with --gpu, as ullage gpus lists them")
@@ -59,7 +60,7 @@ def plan(
                 refused += failed
     if not options:
         first = refused[0]
-        raise UllageError(f"{model.id} on {first.gpus}: {first.reason}", hint="see ullage formats and ullage gpus")
+        raise UllageError(f"{model.id} on {first.gpus}: {first.reason}", hint=first.hint)
     options.sort(key=lambda option: (not option.fits, *order_of(option)))
     return Plan(model=model, engine=request.engine, question=asked, options=tuple(options), refused=tuple(refused))
 
@@ -129,7 +130,14 @@ def _try(
                 raise needs
             options.append(_option(asked, gpu, needs, prices))
         except UllageError as refusal:
-            refused.append(Refused(quantization=request.quantization, gpus=_named(gpu, flags), reason=refusal.message))
+            refused.append(
+                Refused(
+                    quantization=request.quantization,
+                    gpus=_named(gpu, flags),
+                    reason=refusal.message,
+                    hint=refusal.hint,
+                )
+            )
     return options, refused
 
 
