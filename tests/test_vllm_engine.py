@@ -101,6 +101,13 @@ def test_the_fewest_gpus_are_found_in_a_node_first() -> None:
     assert any(lever.change == "--gpu h100-80gb:2" and lever.fits for lever in answer.levers)
 
 
+def test_stages_are_of_the_widest_tensor_degree_that_can_be() -> None:
+    answer = analytic.estimate("qwen2.5-7b", engine="vllm", gpu="t4", dtype="float16", batch_size=800)
+    assert answer.needed is not None
+    assert answer.needed.tensor == 4  # of 28 heads; 8 does not divide them
+    assert answer.needed.pipeline > 1
+
+
 def test_utilisation_is_of_what_cuda_calls_the_total() -> None:
     gpu = find_gpu("h100-80gb")
     asked = analytic.estimate("llama-3.1-8b", engine="vllm", gpu=gpu, gpu_memory_utilization=0.5).asked

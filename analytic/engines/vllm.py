@@ -33,8 +33,8 @@ UTILIZATION = 0.92
 """Default of ``--gpu-memory-utilization`` (config/cache.py)."""
 BLOCK, LATENT_BLOCK = 16, 64
 """Tokens of a block by default, and of latent attention's kernels (FlashMLA)."""
-LARGEST_TENSOR_DEGREE = 8
-"""GPUs of a node, over which tensor parallelism is not proposed."""
+TENSOR_DEGREES = (1, 2, 4, 8)
+"""That are proposed: within a node."""
 
 CHARGES_CONTEXT = False
 
@@ -181,19 +181,29 @@ def _state_bytes(asked: Deployment, blocks: Pool) -> int:
 
 
 def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
-    """The fewest GPUs that hold it: tensor parallel in a node, then stages; None if none do."""
-    most = len(asked.model.geometry.layers)
-    tensors = [degree for degree in (1, 2, 4, 8) if degree <= LARGEST_TENSOR_DEGREE]
-    tried = [Degrees(tensor=tensor, data=asked.degrees.data) for tensor in tensors]
-    tried += [replace(tried[-1], pipeline=stages) for stages in range(2, most + 1)]
-    for degrees in tried:
-        try:
-            rows = ledgers(replace(asked, degrees=degrees))
-        except UllageError:
-            continue
-        if max(row.charged.bytes for row in rows) <= capacity_bytes:
+    """The fewest GPUs that hold it: tensor parallel in a node, then stages of as many; None if none do."""
+    widest = 1
+    for tensor in TENSOR_DEGREES:
+        degrees = Degrees(tensor=tensor, data=asked.degrees.data)
+        needed = _charged_bytes(asked, degrees)
+        if needed is not None:
+            widest = tensor
+            if needed <= capacity_bytes:
+                return degrees
+    for pipeline in range(2, len(asked.model.geometry.layers) + 1):
+        degrees = Degrees(tensor=widest, pipeline=pipeline, data=asked.degrees.data)
+        needed = _charged_bytes(asked, degrees)
+        if needed is not None and needed <= capacity_bytes:
             return degrees
     return None
+
+
+def _charged_bytes(asked: Deployment, degrees: Degrees) -> int | None:
+    """Of the fullest GPU; None for degrees that cannot be."""
+    try:
+        return max(row.charged.bytes for row in ledgers(replace(asked, degrees=degrees)))
+    except UllageError:
+        return None
 
 
 def state_bytes_per_token(asked: Deployment) -> int:
