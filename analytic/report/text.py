@@ -75,7 +75,7 @@ def _verdict(answer: Estimate) -> str:
     if answer.fits:
         spare = (answer.capacity_bytes or 0) - answer.fullest.charged.bytes
         return f"fits on {where} with {_gib(spare)} GiB to spare{certain}."
-    needed = f"{answer.gpus_needed} of them hold it" if answer.gpus_needed else "one layer is too large for any number"
+    needed = f"{answer.gpus_needed} of them hold it" if answer.gpus_needed else "no number of them holds it"
     return f"does not fit on {where}: {_gib(answer.short_by_bytes or 0)} GiB short{certain}; {needed}."
 
 
