@@ -10,7 +10,7 @@ from analytic.models.model import Model
 from analytic.models.resolve import resolve
 
 if TYPE_CHECKING:
-    from analytic.engines.serve_line import ServeLine
+    from analytic.engines.vllm.serve_line import ServeLine
 
 _DTYPES = {"half": "float16", "float": "float32"}
 """vLLM's other names."""
@@ -61,7 +61,7 @@ def ask(model: str, given: Mapping[str, Any], *, revision: str | None = None) ->
     """
     if not is_serve_line(model):
         return Asking(model=resolve(model, revision=revision), flags=given)
-    from analytic.engines.serve_line import read_serve_line
+    from analytic.engines.vllm.serve_line import read_serve_line
 
     line = read_serve_line(model)
     named = line.options.get("revision")

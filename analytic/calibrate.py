@@ -15,7 +15,7 @@ from typing import Any
 
 from analytic.calibration import Calibration, Environment, LeftOut, Overhead, Residual, Term
 from analytic.compare import estimate_of, model_of
-from analytic.engines.transformers import OUTLIERS, overhead_features, share_of
+from analytic.engines.transformers.share import OUTLIERS, overhead_features, share_of
 from analytic.errors import UllageError
 from analytic.formats.table import itemsize
 from analytic.ledger import Component

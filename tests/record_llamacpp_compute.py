@@ -343,7 +343,7 @@ _EXPERTS: dict[str, Any] = {"ctx_size": 8192, "cpu_moe_layers": 999}
 
 
 def runs_of(experts: bool) -> list[dict[str, Any]]:
-    """The settings of one model, in the words of `analytic.engines.ggml.graph.compute_buffers`."""
+    """The settings of one model, in the words of `analytic.engines.llamacpp.graph.compute_buffers`."""
     return [*_SPREAD, *([{**_EXPERTS, "cpu_moe_layers": 10}] if experts else [])]
 
 

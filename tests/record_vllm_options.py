@@ -1,6 +1,6 @@
 """Records the options of ``vllm serve``, and what its parser makes of command lines, from the real parser.
 
-Into analytic/engines/vllm_options.json goes every option: the strings that set it (``off``: those that set it to
+Into analytic/engines/vllm/options.json goes every option: the strings that set it (``off``: those that set it to
 False), what kind of value it takes, how many, and the choices. Into tests/data/serve_lines.json go random command
 lines made from that table, each with the values that the parser gave to the options in it, or with its refusal. The
 values of options that are objects of vLLM's are those of the JSON that it accepted.
@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = ROOT / "analytic" / "engines" / "vllm_options.json"
+OPTIONS = ROOT / "analytic" / "engines" / "options.json"
 LINES = Path(__file__).parent / "data" / "serve_lines.json"
 
 COUNT = 300

@@ -11,8 +11,8 @@ import transformers
 from live_bytes import Peak as Truth
 from live_bytes import measure
 
-from analytic.engines.activation_families import FAMILIES
-from analytic.engines.activations import Peak, decode_peak, prefill_peak
+from analytic.engines.transformers.activation_families import FAMILIES
+from analytic.engines.transformers.activations import Peak, decode_peak, prefill_peak
 from analytic.errors import UllageError
 from analytic.models.config_reader import read_geometry
 from analytic.models.geometry import Geometry

@@ -13,7 +13,7 @@ from analytic.calibrate import calibrate, suggested_sweep
 from analytic.calibration import Calibration, read_calibration, write_calibration
 from analytic.cli import main
 from analytic.compare import compare, gpu_of
-from analytic.engines.transformers import OUTLIERS, overhead_features, share_of
+from analytic.engines.transformers.share import OUTLIERS, overhead_features, share_of
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import estimate, run
 from analytic.measurement import Device, Measurement, read_measurement

@@ -6,7 +6,7 @@ import pytest
 from record_device_maps import PATH, ROOMS, folded, prepared, real_map
 from record_distribution import PLANS, TREES, classes, fresh_plans, fresh_trees, rendered, tied_config
 
-from analytic.engines.device_map import Span, infer_device_map
+from analytic.engines.transformers.device_map import Span, infer_device_map
 from analytic.errors import UllageError, UsageError
 from analytic.models import catalog, meta
 from analytic.models.model import Model

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from analytic.engines.activations import prefill_peak
+from analytic.engines.transformers.activations import prefill_peak
 from analytic.errors import UllageError
 from analytic.models.config_reader import ENCODER_DECODERS, read_geometry
 from analytic.models.geometry import Attention

@@ -12,8 +12,8 @@ from llamacpp_runs import DATA as RUNS
 from made_gguf import LLAMA, Tensors, llama_tensors, write_gguf
 from record_llamacpp_compute import DATA, FILES
 
-from analytic.engines.ggml.graph import Buffer, compute_buffers
-from analytic.engines.ggml.recipes import RECIPES
+from analytic.engines.llamacpp.graph import Buffer, compute_buffers
+from analytic.engines.llamacpp.recipes import RECIPES
 from analytic.errors import UllageError, UsageError
 from analytic.loaded.gguf_file import gguf_file
 from analytic.loaded.llamacpp import layer_devices, llamacpp_weights

@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_llamacpp_compute import RECORDED, asked, file_of, is_refused, some
 
-from analytic.engines.ggml.graph import compute_buffers
-from analytic.engines.ggml.reserved import Settings, reserved, reserved_sizes
-from analytic.engines.ggml.stack import CYCLE, REPEATS, Stacks, kept_layers, stacks
+from analytic.engines.llamacpp.graph import compute_buffers
+from analytic.engines.llamacpp.reserved import Settings, reserved, reserved_sizes
+from analytic.engines.llamacpp.stack import CYCLE, REPEATS, Stacks, kept_layers, stacks
 from analytic.errors import UllageError
 from analytic.loaded import ALL_LAYERS
 from analytic.models.model import Model

@@ -13,7 +13,7 @@ from made_gguf import LLAMA, llama_tensors, write_gguf
 from record_llamacpp_weights import DATA, configs, files, write
 from test_gguf_mixtures import model as as_recorded
 
-from analytic.engines.ggml.graph import compute_buffers
+from analytic.engines.llamacpp.graph import compute_buffers
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import Loaded
 from analytic.loaded.gguf_file import gguf_file

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from analytic.engines.serve_line import read_serve_line
-from analytic.engines.vllm_options import (
+from analytic.engines.vllm.options import (
     GONE,
     GONE_IGNORED,
     GONE_MODELLED,
@@ -18,6 +17,7 @@ from analytic.engines.vllm_options import (
     UNMODELLED,
     options,
 )
+from analytic.engines.vllm.serve_line import read_serve_line
 from analytic.errors import UsageError
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "serve_lines.json").read_text())["lines"]

@@ -3,8 +3,8 @@
 import pytest
 
 import analytic
-from analytic.engines.device_map import infer_device_map
-from analytic.engines.tensor_parallel import possible_degrees, shard
+from analytic.engines.transformers.device_map import infer_device_map
+from analytic.engines.transformers.tensor_parallel import possible_degrees, shard
 from analytic.hardware import context_range, find_gpu
 from analytic.models import catalog
 

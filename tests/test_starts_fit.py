@@ -13,7 +13,7 @@ from startup_logs_page import error_of_budget, left_out
 
 from analytic.cli import main
 from analytic.engine_constants import EngineCalibration, read_engine_calibration, write_engine_calibration
-from analytic.engines.vllm_stages import Stage, stages
+from analytic.engines.vllm.stages import Stage, stages
 from analytic.errors import UllageError
 from analytic.starts.beside import Beside
 from analytic.starts.fit import fit

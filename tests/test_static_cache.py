@@ -10,7 +10,7 @@ import torch
 from live_bytes import ExplainedBytes, Peak, _peaks_of
 
 from analytic.compare import compare
-from analytic.engines.activations import decode_peak, prefill_peak
+from analytic.engines.transformers.activations import decode_peak, prefill_peak
 from analytic.errors import UllageError
 from analytic.estimator import estimate
 from analytic.measurement import Measurement

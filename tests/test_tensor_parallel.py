@@ -19,14 +19,14 @@ from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 from transformers.distributed.utils import initialize_distributed_mesh
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from analytic.engines.module_tree import expanded
-from analytic.engines.tensor_parallel import (
+from analytic.engines.transformers.module_tree import expanded
+from analytic.engines.transformers.tensor_parallel import (
     ShardedWeights,
     possible_degrees,
     shard,
     sharded_geometry,
 )
-from analytic.engines.tensor_plan import cut_of, part_of
+from analytic.engines.transformers.tensor_plan import cut_of, part_of
 from analytic.errors import UllageError, UsageError
 from analytic.models import catalog, meta
 from analytic.models.geometry import Attention, FeedForward, Geometry, LatentAttention, MixtureOfExperts, Recurrent

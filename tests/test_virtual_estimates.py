@@ -9,7 +9,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import MergeModulelist
 
 from analytic.compare import Row, compare
-from analytic.engines.activation_families import FAMILIES as ACTIVATIONS
+from analytic.engines.transformers.activation_families import FAMILIES as ACTIVATIONS
 from analytic.request import Request
 from analytic.weights import STACKED_AT_LOAD
 from profiler import run

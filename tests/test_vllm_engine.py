@@ -3,7 +3,7 @@
 import pytest
 
 import analytic
-from analytic.engines.vllm import usable_bytes
+from analytic.engines.vllm.engine import usable_bytes
 from analytic.hardware import find_gpu
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from analytic.engines.vllm_graphs import graphs
-from analytic.engines.vllm_memory import VllmRun, capture_sizes, compile_bytes, non_torch_bytes
-from analytic.engines.vllm_pass import FLASHINFER_BYTES, moments
+from analytic.engines.vllm.graphs import graphs
+from analytic.engines.vllm.memory import VllmRun, capture_sizes, compile_bytes, non_torch_bytes
+from analytic.engines.vllm.profiling import FLASHINFER_BYTES, moments
 from analytic.hardware import find_gpu
 from analytic.models.geometry import MixtureOfExperts
 from analytic.models.model import Model

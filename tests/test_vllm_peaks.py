@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from analytic.engines.vllm_defaults import defaults
-from analytic.engines.vllm_memory import (
+from analytic.engines.vllm.defaults import defaults
+from analytic.engines.vllm.memory import (
     VllmRun,
     activation_peak,
     capture_sizes,

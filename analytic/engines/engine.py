@@ -1,4 +1,4 @@
-"""What every engine answers, a module each: `transformers_ranks`, `vllm`, `llamacpp`."""
+"""What every engine answers: the module `engine` of each package here."""
 
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cache
@@ -11,9 +11,9 @@ from analytic.ledger import Ledger
 from analytic.parallel import Degrees, Kind
 
 _HOMES: Mapping[str, str] = {
-    "transformers": "analytic.engines.transformers_ranks",
-    "vllm": "analytic.engines.vllm",
-    "llamacpp": "analytic.engines.llamacpp",
+    "transformers": "analytic.engines.transformers.engine",
+    "vllm": "analytic.engines.vllm.engine",
+    "llamacpp": "analytic.engines.llamacpp.engine",
 }
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engines.ggml.graph import compute_buffers
-from analytic.engines.llamacpp import held as llamacpp_held
-from analytic.engines.vllm_stages import stages
+from analytic.engines.llamacpp.engine import held as llamacpp_held
+from analytic.engines.llamacpp.graph import compute_buffers
+from analytic.engines.vllm.stages import stages
 from analytic.estimator import deploy, split_flags
 from analytic.formats.registry import find_preset
 from analytic.formats.table import itemsize

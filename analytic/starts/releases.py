@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from analytic.deployment import Deployment
-from analytic.engines.vllm import VERSION
-from analytic.engines.vllm_graphs import libraries
-from analytic.engines.vllm_memory import VllmRun, compile_bytes, runner_bytes
-from analytic.engines.vllm_pass import FLASHINFER_BYTES, moments, workspace_bytes
-from analytic.engines.vllm_stages import Stage
+from analytic.engines.vllm.engine import VERSION
+from analytic.engines.vllm.graphs import libraries
+from analytic.engines.vllm.memory import VllmRun, compile_bytes, runner_bytes
+from analytic.engines.vllm.profiling import FLASHINFER_BYTES, moments, workspace_bytes
+from analytic.engines.vllm.stages import Stage
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu, context_range
 from analytic.logs import EngineRun

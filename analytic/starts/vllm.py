@@ -7,7 +7,7 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engines.vllm_stages import Stage, stages
+from analytic.engines.vllm.stages import Stage, stages
 from analytic.estimator import deploy, split_flags
 from analytic.hardware import Gpu
 from analytic.logs import EngineRun, Fact

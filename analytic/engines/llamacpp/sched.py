@@ -6,9 +6,9 @@ After ``ggml_backend_sched_split_graph`` of ``ggml/src/ggml-backend.cpp`` (llama
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from analytic.engines.ggml import cuda as cuda
-from analytic.engines.ggml.alloc import Arena, Placed, allocate
-from analytic.engines.ggml.tensors import STAND_INS, VIEWS, Graph, Tensor
+from analytic.engines.llamacpp import cuda as cuda
+from analytic.engines.llamacpp.alloc import Arena, Placed, allocate
+from analytic.engines.llamacpp.tensors import STAND_INS, VIEWS, Graph, Tensor
 
 HOST_ALIGNMENT_BYTES = 32
 MOST_GPUS = 16

@@ -5,9 +5,9 @@ After ``build_attn`` and ``build_attn_mha`` of ``src/llama-graph.cpp``, and ``sr
 
 from dataclasses import dataclass, field
 
-from analytic.engines.ggml import tensors as ops
-from analytic.engines.ggml.blocks import Builder
-from analytic.engines.ggml.tensors import F16, F32, I64, Tensor
+from analytic.engines.llamacpp import tensors as ops
+from analytic.engines.llamacpp.blocks import Builder
+from analytic.engines.llamacpp.tensors import F16, F32, I64, Tensor
 from analytic.formats.ggml import GgmlType
 
 

@@ -6,8 +6,8 @@ After ``src/llama-graph.cpp`` of llama.cpp 0.5.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from analytic.engines.ggml import tensors as ops
-from analytic.engines.ggml.tensors import F32, I32, I64, Graph, Tensor
+from analytic.engines.llamacpp import tensors as ops
+from analytic.engines.llamacpp.tensors import F32, I32, I64, Graph, Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
-from analytic.engines.activation_families import FAMILIES, Family, Need
+from analytic.engines.transformers.activation_families import FAMILIES, Family, Need
 from analytic.errors import UllageError
 from analytic.models.geometry import (
     Attention,

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from analytic.engines.module_tree import tied_parameters
-from analytic.engines.tensor_plan import (
+from analytic.engines.transformers.module_tree import tied_parameters
+from analytic.engines.transformers.tensor_plan import (
     APART,
     BY_LAYERS,
     REPLICATED,

@@ -6,7 +6,7 @@ defaults of its build, for devices with tensor cores (compute capability 7.5 or 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from analytic.engines.ggml.tensors import F16, F32, HOST_STAND_IN, I32, I64, Tensor
+from analytic.engines.llamacpp.tensors import F16, F32, HOST_STAND_IN, I32, I64, Tensor
 from analytic.quantity import round_up
 
 ALIGNMENT_BYTES = 128

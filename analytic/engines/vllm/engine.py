@@ -12,8 +12,8 @@ from typing import Any
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engines.vllm_memory import defaults
-from analytic.engines.vllm_stages import Stage, stages
+from analytic.engines.vllm.memory import defaults
+from analytic.engines.vllm.stages import Stage, stages
 from analytic.errors import UllageError, UsageError
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Component, Ledger, Part, Phase

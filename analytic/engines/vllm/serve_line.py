@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from analytic.engines.vllm_options import GONE_IGNORED, GONE_MODELLED, IGNORED, MODELLED, UNMODELLED
-from analytic.engines.vllm_parser import Given, Value, parse
+from analytic.engines.vllm.options import GONE_IGNORED, GONE_MODELLED, IGNORED, MODELLED, UNMODELLED
+from analytic.engines.vllm.parser import Given, Value, parse
 from analytic.errors import UsageError
 
 LINE_CHARACTERS = 2**16

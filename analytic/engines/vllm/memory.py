@@ -11,11 +11,11 @@ until 0.16 with sorted copies, 38 bytes a logit, from 0.17 on with a Triton kern
 graphs in the budget; the V2 runner (the only default in 0.33) counts penalties on the device, 4 bytes a logit more.
 """
 
-from analytic.engines.vllm_defaults import defaults as defaults
-from analytic.engines.vllm_defaults import sizes
-from analytic.engines.vllm_graphs import graphs, libraries
-from analytic.engines.vllm_pass import VllmRun as VllmRun
-from analytic.engines.vllm_pass import batch_bytes, family, moments
+from analytic.engines.vllm.defaults import defaults as defaults
+from analytic.engines.vllm.defaults import sizes
+from analytic.engines.vllm.graphs import graphs, libraries
+from analytic.engines.vllm.profiling import VllmRun as VllmRun
+from analytic.engines.vllm.profiling import batch_bytes, family, moments
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu
 from analytic.loaded.vllm_shards import VOCABULARY_ROWS

@@ -8,8 +8,8 @@ sizes to those of the library, over architectures, settings and devices (tests/r
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from analytic.engines.ggml.reserved import Settings, reserved_sizes
-from analytic.engines.ggml.stack import stacks
+from analytic.engines.llamacpp.reserved import Settings, reserved_sizes
+from analytic.engines.llamacpp.stack import stacks
 from analytic.errors import UllageError, UsageError
 from analytic.loaded import ALL_LAYERS
 from analytic.models.model import Model

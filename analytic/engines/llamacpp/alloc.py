@@ -7,7 +7,7 @@ source that nobody else needs. Buffers of CUDA and of the host may have any size
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from analytic.engines.ggml.tensors import Tensor, Use
+from analytic.engines.llamacpp.tensors import Tensor, Use
 from analytic.quantity import round_up
 
 IN_PLACE = frozenset(

@@ -1,7 +1,7 @@
 """What llama.cpp's graphs of one file are built of: its layers with their weights, and where they lie.
 
 Layers that repeat are left out beyond a few, and weights on the GPUs have one type for all that are multiplied alike:
-neither changes what the graphs need, but where `Stack.general` is told so (`analytic.engines.ggml.sched`), and then
+neither changes what the graphs need, but where `Stack.general` is told so (`analytic.engines.llamacpp.sched`), and then
 the whole file stands in. The tests hold the two to be equal.
 """
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from analytic.engines.ggml import tensors as ops
-from analytic.engines.ggml.cuda import NOT_MULTIPLIED
-from analytic.engines.ggml.recipes import RECIPES, Routing
-from analytic.engines.ggml.sched import Devices
-from analytic.engines.ggml.tensors import HOST_STAND_IN, STAND_IN, STAND_INS, Sizes, Tensor
+from analytic.engines.llamacpp import tensors as ops
+from analytic.engines.llamacpp.cuda import NOT_MULTIPLIED
+from analytic.engines.llamacpp.recipes import RECIPES, Routing
+from analytic.engines.llamacpp.sched import Devices
+from analytic.engines.llamacpp.tensors import HOST_STAND_IN, STAND_IN, STAND_INS, Sizes, Tensor
 from analytic.errors import UllageError
 from analytic.formats.ggml import BY_NAME, GgmlType
 from analytic.loaded.gguf_file import GgufFile, gguf_file

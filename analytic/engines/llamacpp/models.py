@@ -1,18 +1,18 @@
 """llama.cpp's graphs of whole models: how each architecture puts the pieces together.
 
 After ``src/models/*.cpp`` of llama.cpp 0.5. Sizes, biases and optional norms follow from the file's tensors; what a
-tensor cannot say is a row of `analytic.engines.ggml.recipes.RECIPES`.
+tensor cannot say is a row of `analytic.engines.llamacpp.recipes.RECIPES`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from analytic.engines.ggml import tensors as ops
-from analytic.engines.ggml.attention import Attentions, Cache
-from analytic.engines.ggml.blocks import Builder
-from analytic.engines.ggml.recipes import Recipe, Routing
-from analytic.engines.ggml.recurrent import Recurrences, States
-from analytic.engines.ggml.tensors import F32, Tensor
+from analytic.engines.llamacpp import tensors as ops
+from analytic.engines.llamacpp.attention import Attentions, Cache
+from analytic.engines.llamacpp.blocks import Builder
+from analytic.engines.llamacpp.recipes import Recipe, Routing
+from analytic.engines.llamacpp.recurrent import Recurrences, States
+from analytic.engines.llamacpp.tensors import F32, Tensor
 from analytic.models.geometry import Attention, Geometry, LatentAttention, Layer, MixtureOfExperts, Recurrent
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from analytic.engines.vllm_moments import FAMILIES, Family, Moments, Need
+from analytic.engines.vllm.moments import FAMILIES, Family, Moments, Need
 from analytic.errors import UllageError
 from analytic.formats.table import itemsize
 from analytic.loaded.vllm_shards import VOCABULARY_ROWS

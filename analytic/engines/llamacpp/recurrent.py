@@ -6,9 +6,9 @@ After ``src/models/mamba-base.cpp``, ``delta-net-base.cpp``, ``qwen3next.cpp``, 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from analytic.engines.ggml import tensors as ops
-from analytic.engines.ggml.blocks import Builder
-from analytic.engines.ggml.tensors import F32, I32, Tensor
+from analytic.engines.llamacpp import tensors as ops
+from analytic.engines.llamacpp.blocks import Builder
+from analytic.engines.llamacpp.tensors import F32, I32, Tensor
 
 _Rows = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,6 +1,6 @@
 """The options of ``vllm serve``: which change memory.
 
-vllm_options.json has every option of vLLM 0.33.0 as its own parser declares it (tests/record_vllm_options.py). Each of
+options.json has every option of vLLM 0.33.0 as its own parser declares it (tests/record_vllm_options.py). Each of
 them is one that is modelled, one that changes memory and is not modelled, or one without effect on a GPU's memory.
 """
 
@@ -237,7 +237,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 @cache
 def options() -> Mapping[str, Option]:
     """Every option by its name, those of vLLM 0.33.0 and those that are gone."""
-    text = (files("analytic.engines") / "vllm_options.json").read_text(encoding="utf-8")
+    text = (files("analytic.engines.vllm") / "options.json").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = json.loads(text)["options"]
     present = {name: Option(name=name, **_tuples(row)) for name, row in rows.items()}
     return {**present, **{option.name: option for option in GONE}}

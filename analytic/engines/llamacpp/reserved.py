@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
-from analytic.engines.ggml.attention import Attentions, Cache
-from analytic.engines.ggml.blocks import Batch, Builder
-from analytic.engines.ggml.models import ModelGraph, scale_input
-from analytic.engines.ggml.recipes import RECIPES
-from analytic.engines.ggml.recurrent import Recurrences, States
-from analytic.engines.ggml.sched import Reserved, reserve
-from analytic.engines.ggml.stack import Stack, Stacks, known_window
-from analytic.engines.ggml.tensors import Graph
+from analytic.engines.llamacpp.attention import Attentions, Cache
+from analytic.engines.llamacpp.blocks import Batch, Builder
+from analytic.engines.llamacpp.models import ModelGraph, scale_input
+from analytic.engines.llamacpp.recipes import RECIPES
+from analytic.engines.llamacpp.recurrent import Recurrences, States
+from analytic.engines.llamacpp.sched import Reserved, reserve
+from analytic.engines.llamacpp.stack import Stack, Stacks, known_window
+from analytic.engines.llamacpp.tensors import Graph
 from analytic.formats.ggml import GgmlType
 from analytic.models.geometry import Attention, LatentAttention, Recurrent
 from analytic.quantity import round_up

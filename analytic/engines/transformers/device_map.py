@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, get_args
 
-from analytic.engines.module_tree import ModuleTree, Node, expanded, module_tree
+from analytic.engines.transformers.module_tree import ModuleTree, Node, expanded, module_tree
 from analytic.errors import UllageError, UsageError
 from analytic.formats.table import FORMATS, NATIVE_FORMATS, itemsize
 from analytic.models.model import Model

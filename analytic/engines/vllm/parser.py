@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
 
-from analytic.engines.vllm_options import OTHERS, Option, options
+from analytic.engines.vllm.options import OTHERS, Option, options
 from analytic.errors import UsageError
 
 Value = str | int | float | bool | list[Any] | dict[str, Any] | None

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
-from analytic.engines.vllm_memory import VllmRun, activation_peak, cuda_graph_bytes, non_torch_bytes
+from analytic.engines.vllm.memory import VllmRun, activation_peak, cuda_graph_bytes, non_torch_bytes
 from analytic.flags import Flags
 from analytic.formats.table import itemsize
 from analytic.hardware import Gpu

@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from analytic.calibration import Calibration
-from analytic.engines.activations import Peak, decode_peak, has_sdpa, prefill_peak
-from analytic.engines.slack import (
+from analytic.engines.transformers.activations import Peak, decode_peak, has_sdpa, prefill_peak
+from analytic.engines.transformers.slack import (
     LARGE_SEGMENT_BYTES,
     SEGMENT_STEP_BYTES,
     grown_slack,
@@ -14,7 +14,7 @@ from analytic.engines.slack import (
     slack_of,
     within,
 )
-from analytic.engines.workspace import (
+from analytic.engines.transformers.workspace import (
     Bounds,
     bnb_4bit_forward_bytes,
     bnb_int8_forward_bytes,
@@ -179,7 +179,7 @@ def rank_of(model: Model, dtype: str, quantization: str | None, ranks: int, rank
     Raises:
         UllageError: transformers does not divide the model so.
     """
-    from analytic.engines.tensor_parallel import shard, sharded_geometry
+    from analytic.engines.transformers.tensor_parallel import shard, sharded_geometry
 
     geometry = sharded_geometry(model, tensor_parallel_size=ranks, quantization=quantization)
     held = shard(model, dtype=dtype, tensor_parallel_size=ranks, rank=rank, quantization=quantization)

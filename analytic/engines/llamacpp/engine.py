@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from analytic.deployment import Deployment
-from analytic.engines.ggml.graph import Buffer, compute_buffers
+from analytic.engines.llamacpp.graph import Buffer, compute_buffers
 from analytic.errors import UllageError, UsageError
 from analytic.flags import Flags
 from analytic.hardware import Gpu, context_range

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from analytic.deployment import Deployment
-from analytic.engines.activations import has_sdpa
-from analytic.engines.transformers import ledger, rank_of, require_served, share_of, state_bytes
-from analytic.engines.workspace import cublas_workspace_bytes
+from analytic.engines.transformers.activations import has_sdpa
+from analytic.engines.transformers.share import ledger, rank_of, require_served, share_of, state_bytes
+from analytic.engines.transformers.workspace import cublas_workspace_bytes
 from analytic.errors import UllageError, UsageError
 from analytic.formats.registry import find_method, find_preset
 from analytic.formats.table import itemsize
@@ -131,7 +131,7 @@ def _placed(asked: Deployment, gpu: Gpu, device_map: str) -> Sequence[Span]:
     Raises:
         UllageError: something stays on the host, or a GPU gets no layer.
     """
-    from analytic.engines.device_map import infer_device_map
+    from analytic.engines.transformers.device_map import infer_device_map
 
     free = gpu.cuda_bytes - context_range(gpu).bytes
     placement = infer_device_map(

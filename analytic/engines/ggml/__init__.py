@@ -1,1 +1,0 @@
-"""llama.cpp's graphs, scheduler and allocator, simulated: how large the buffers that it computes in become."""

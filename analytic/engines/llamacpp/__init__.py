@@ -1,0 +1,1 @@
+"""What llama.cpp allocates: its graph, its scheduler and its allocator, and the engine on top."""
