@@ -1,6 +1,6 @@
 """What every engine answers: the module `engine` of each package here."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -9,12 +9,6 @@ from analytic.deployment import Deployment
 from analytic.hardware import Gpu
 from analytic.ledger import Ledger
 from analytic.parallel import Degrees, Kind
-
-_HOMES: Mapping[str, str] = {
-    "transformers": "analytic.engines.transformers.engine",
-    "vllm": "analytic.engines.vllm.engine",
-    "llamacpp": "analytic.engines.llamacpp.engine",
-}
 
 
 class Engine(Protocol):
@@ -67,4 +61,4 @@ class Engine(Protocol):
 @cache
 def find_engine(name: str) -> Engine:
     """The module of an engine that a `Request` may name; imported only when it is asked for."""
-    return cast(Engine, import_module(_HOMES[name]))
+    return cast(Engine, import_module(f"analytic.engines.{name}.engine"))
