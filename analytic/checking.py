@@ -138,22 +138,3 @@ def _same(present: Sequence[Present]) -> Gpu:
         if abs(known.total_bytes - least.total_bytes) < known.total_bytes // 100
         else custom_gpu(least.total_bytes)
     )
-
-
-def check_document(found: Check) -> dict[str, Any]:
-    """``ullage check --json``."""
-    return {
-        "schema_version": "1",
-        "fits": found.fits,
-        "certain": found.answer.is_certain,
-        "needed_bytes": found.needed_bytes,
-        "available_bytes": found.available_bytes,
-        "gpus": found.answer.gpus,
-        "gpu": found.answer.gpu.name if found.answer.gpu else None,
-        "line": found.line,
-    }
-
-
-def print_check(found: Check, console: Any) -> None:
-    """The line."""
-    console.print(found.line, markup=False, soft_wrap=True)

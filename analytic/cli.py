@@ -242,7 +242,7 @@ def check(
         revision=revision,
         flags=(serving or ServeFlags()).given(),
     )
-    show(found, json=json, document="analytic.checking:check_document", text="analytic.checking:print_check")
+    show(found, json=json, document="analytic.report.check:check_document", text="analytic.report.check:print_check")
     return 0 if found.fits else DOES_NOT_FIT
 
 
