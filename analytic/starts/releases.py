@@ -17,7 +17,7 @@ from analytic.engines.vllm.memory import VllmRun, compile_bytes, runner_bytes
 from analytic.engines.vllm.profiling import FLASHINFER_BYTES, moments, workspace_bytes
 from analytic.engines.vllm.stages import Stage
 from analytic.formats.table import itemsize
-from analytic.hardware import Gpu, context_range
+from analytic.hardware import context_range
 from analytic.logs import EngineRun
 from analytic.models.geometry import Attention, MixtureOfExperts
 from analytic.models.model import Model
@@ -118,11 +118,17 @@ def is_whole_window(release: Release, model: Model) -> bool:
     )
 
 
-def libraries_of(release: Release, stage: Stage, gpu: Gpu | None) -> Quantity:
+LIBRARIES_FITTED_FROM = (0, 19)
+"""First release of those that Hopper's libraries were fitted to."""
+
+
+def libraries_of(release: Release, asked: Deployment, stage: Stage) -> Quantity:
     """What is outside of PyTorch: in V0's figure the context may be, and ranks may not have made NCCL's buffers yet."""
-    found = stage.non_torch
+    found, gpu = stage.non_torch, asked.gpu
     if release.is_modelled or release.runner == "v2":
         return found
+    if asked.constants is None and release.version is not None and release.version < LIBRARIES_FITTED_FROM:
+        found = libraries(asked.degrees.tensor)
     own = bounded(min(found.low_bytes, libraries(1).low_bytes), found.bytes, found.high_bytes, found.basis)
     return own if release.runner == "v1" else own + bounded(0, 0, context_range(gpu).high_bytes, "assumed")
 

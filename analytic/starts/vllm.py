@@ -92,7 +92,7 @@ def read_vllm(
             stage=stage,
             peaks=peaks(asked, stage, index, release),
             release=release,
-            libraries=libraries_of(release, stage, gpu),
+            libraries=libraries_of(release, asked, stage),
             graphs=graphs_of(release, stage),
             index=index if len(found) > 1 else None,
         )

@@ -102,8 +102,7 @@ def non_torch_bytes(run: VllmRun, gpu: Gpu | None) -> Quantity:
     vLLM's own figure starts once CUDA's context and NCCL's communicators are there: those the device holds beside it
     (``hardware.context_range``), out of what ``gpu_memory_utilization`` leaves.
     """
-    del gpu
-    return libraries(run.tensor_parallel_size)
+    return libraries(run.tensor_parallel_size, gpu.capability if gpu else run.capability)
 
 
 def runner_bytes(model: Model, run: VllmRun) -> int:
