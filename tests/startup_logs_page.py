@@ -28,8 +28,8 @@ error of the KV cache relative to the share of the GPU that vLLM may use; `token
 from the printed bytes of KV cache. Weights are exact, but for the ends of the allocator's blocks.
 
 Activations are those of the release that wrote the log, where it samples otherwise than 0.33, which is modelled.
-Libraries and CUDA graphs are fitted intervals, whose middle is that of 0.33 (on several Hopper GPUs that of the logs of
-0.19 below, so that their errors there are not those of unseen starts): logs of one's own machine narrow them
+Libraries and CUDA graphs are fitted intervals, whose middle is that of 0.33 (libraries on Hopper: that of the logs of
+0.19 below, whose errors of it are not those of unseen starts): logs of one's own machine narrow them
 (`ullage calibrate --engine-log FILE -o CALIBRATION`).
 
 This page is written by `tests/startup_logs_page.py`, and `tests/test_starts.py` holds each row.

@@ -115,10 +115,13 @@ def predicted() -> tuple[Beside, ...]:
 
 @pytest.mark.parametrize(
     ("component", "before", "after"),
-    [("activations", 0.0035, 0.0010), ("libraries", 0.47, 0.02), ("graphs", 0.55, 0.10), ("KV cache", 0.0022, 0.0010)],
+    [("activations", 0.0035, 0.0010), ("libraries", 0.012, 0.02), ("graphs", 0.55, 0.10), ("KV cache", 0.0005, 0.0010)],
 )
 def test_median_error_of_logs_of_0_19_that_were_left_out(component: str, before: float, after: float) -> None:
-    """Found: activations 0.35 to 0.04 %, libraries 47 to 1.4 %, graphs 55 to 8.6 %, KV cache 0.22 to 0.04 %."""
+    """Found: activations 0.35 to 0.04 %, graphs 55 to 8.6 %.
+
+    Libraries (1.2 to 1.4 %) and so KV cache (0.05 to 0.04 %) have constants on Hopper that these very logs gave.
+    """
     errors = [
         median(abs(row.error or 0) for found in results for row in found.rows if row.component == component)
         for results in (uncalibrated(), predicted())
@@ -128,7 +131,7 @@ def test_median_error_of_logs_of_0_19_that_were_left_out(component: str, before:
 
 
 def test_cache_of_a_left_out_log_is_within_1_percent_of_the_budget() -> None:
-    """All 36, of which 35 are without constants (``test_starts.py``)."""
+    """All 36, as without constants (``test_starts.py``)."""
     for found in predicted():
         (row,) = [row for row in found.rows if row.component == "KV cache"]
         error = error_of_budget(found, row)
