@@ -104,6 +104,7 @@ def _gpu(answer: Estimate, row: Ledger) -> dict[str, Any]:
             "device": _quantity(row.device),
         },
         "load_peak": _quantity(row.load_peak),
+        "uncounted": _quantity(row.uncounted),
         "capacity_bytes": capacity,
         "fits": None if capacity is None else row.charged.bytes <= capacity,
         "headroom_bytes": None if capacity is None else capacity - row.charged.bytes,
