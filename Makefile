@@ -14,7 +14,7 @@ demo: .venv/.installed
 # Many tests start processes of their own, which need not compile the same files again.
 test: export PYTHONDONTWRITEBYTECODE =
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 	@echo "deselected, as they need a CUDA device: $$($(BIN)/python -m pytest -q --collect-only -m cuda tests/test_cuda.py | tail -n 1)"
 
 lint: .venv/.installed-dev
