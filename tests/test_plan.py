@@ -201,6 +201,8 @@ def test_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (best["gpu"], best["gpus"], best["fits"]) == ("l4", 1, True)
     assert len(best["matrix"]) == len(document["question"]["contexts"])
     assert best["largest_context"] > 4096
+    fitting = [sum(cell == "fits" for cell in row) for row in best["matrix"]]
+    assert fitting == [fits for fits, _ in best["frontier"]]
     assert document["cheapest"] is None
 
 

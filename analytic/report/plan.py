@@ -16,6 +16,10 @@ from analytic.report import SCHEMA_VERSION
 SHOWN = 15
 """Options of the short list in a table."""
 
+LISTED = 50
+"""Options of the short list of which JSON has the matrix, the largest sizes and the notes; the smallest and the
+cheapest have them too."""
+
 _MARKS: dict[bool, dict[Cell, str]] = {
     True: {"fits": "●", "tight": "◐", "no": "·"},
     False: {"fits": "+", "tight": "~", "no": "."},
@@ -24,8 +28,12 @@ _MARKS: dict[bool, dict[Cell, str]] = {
 
 
 def plan_document(found: Plan) -> dict[str, Any]:
-    """``ullage plan --json``. The largest context and concurrency are those of the short list; else null."""
-    engine, listed = find_engine(found.engine), set(map(id, found.shortlist))
+    """``ullage plan --json``. Every option has its frontier: how many concurrencies fit at each context, and how many
+    may within the bounds. The matrix in words, the largest sizes and the notes are those of the short list; else null.
+    """
+    engine = find_engine(found.engine)
+    best = (option for option in (found.smallest, found.cheapest) if option is not None)
+    listed = {id(option) for option in (*found.shortlist[:LISTED], *best)}
     places = {id(option): index for index, option in enumerate(found.options)}
 
     def index(option: Option | None) -> int | None:
@@ -57,11 +65,12 @@ def _option(option: Option, found: Plan, is_listed: bool) -> dict[str, Any]:
         "used_bytes": option.used_bytes,
         "capacity_bytes": option.room.capacity_bytes,
         "headroom_bytes": option.headroom_bytes,
-        "matrix": option.matrix(len(found.question.concurrencies)),
+        "frontier": option.frontier,
+        "matrix": option.matrix(len(found.question.concurrencies)) if is_listed else None,
         "largest_context": option.largest_context if is_listed else None,
         "largest_concurrency": option.largest_concurrency if is_listed else None,
         "price_per_hour": option.price_per_hour,
-        "notes": list(option.notes) if is_listed else [],
+        "notes": list(option.notes) if is_listed else None,
     }
 
 
