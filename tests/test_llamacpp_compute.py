@@ -260,14 +260,46 @@ def test_public_logs_are_met_within_their_stated_error(log: dict[str, Any], tmp_
 
 
 _PRINTED = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
-LIVE = ("llama", "gemma2", "qwen3moe", "deepseek2", "command-r", "olmo2", "starcoder2")
+NO_GRAPH = ("qwen3next",)
+"""Whose tiny file lacks a tensor that loading does not ask for and the graph does."""
+
+LIVE = tuple(
+    (case["architecture"], case["tensors"])
+    for case in json.loads(RUNS.read_text())["cases"]
+    if case["architecture"] in RECIPES and case["architecture"] not in NO_GRAPH
+)
+LIVE_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"n_ctx": 512, "n_parallel": 1, "n_ubatch": 128, "flash_attn_type": "ENABLED"},
+    {"n_ctx": 32_768, "n_parallel": 1, "n_ubatch": 512, "flash_attn_type": "DISABLED"},
+    {"n_ctx": 8192, "n_parallel": 4, "n_ubatch": 2048, "flash_attn_type": "ENABLED"},
+)
 
 
-@pytest.mark.parametrize("architecture", LIVE)
-def test_the_installed_llama_cpp_prints_the_same(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "tensors"), LIVE, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_installed_llama_cpp_prints_the_same(architecture: str, tensors: Any, tmp_path: Path) -> None:
+    """The goal is 5 %; found are 0.45 % at most, of buffers of 1 to 2 MiB that are printed to 0.01 MiB."""
+    path = write_gguf(tmp_path / "model.gguf", architecture, ARCHITECTURES[architecture], tensors)
+    for settings in LIVE_SETTINGS:
+        printed = float(_PRINTED.findall(output_of(path, kv_unified=False, **settings))[-1][1])
+        ours = reserved(
+            resolve(str(path)),
+            None,
+            ctx_size=settings["n_ctx"],
+            parallel=settings["n_parallel"],
+            ubatch_size=settings["n_ubatch"],
+            flash_attention=settings["flash_attn_type"] == "ENABLED",
+            backend="cpu",
+        )["host"]
+        assert ours / MIB == pytest.approx(printed, rel=0.005)
+
+
+def test_at_least_twenty_architectures_are_run() -> None:
+    assert len({architecture for architecture, _ in LIVE}) >= 20
+
+
+@pytest.mark.parametrize("architecture", NO_GRAPH)
+def test_a_file_that_lacks_a_tensor_of_the_graph_is_refused_by_name(architecture: str, tmp_path: Path) -> None:
     case = next(case for case in json.loads(RUNS.read_text())["cases"] if case["architecture"] == architecture)
     path = write_gguf(tmp_path / "model.gguf", architecture, ARCHITECTURES[architecture], case["tensors"])
-    settings = {"n_ctx": 4096, "n_parallel": 2, "kv_unified": False, "flash_attn_type": "ENABLED"}
-    printed = _PRINTED.findall(output_of(path, **settings))
-    ours = reserved(resolve(str(path)), None, ctx_size=4096, parallel=2, backend="cpu")["host"]
-    assert ours / MIB == pytest.approx(float(printed[-1][1]), abs=0.0051)
+    with pytest.raises(UllageError, match=r"the file has no blk\.0\.attn_qkv\.weight"):
+        reserved(resolve(str(path)), None, ctx_size=512, parallel=1, backend="cpu")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from analytic.engines.llamacpp import tensors as ops
 from analytic.engines.llamacpp.tensors import F32, I32, I64, Graph, Tensor
+from analytic.errors import UllageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,9 @@ class Builder:
     def need(self, name: str, layer: int | None = None) -> Tensor:
         """One that is there."""
         found = self.weight(name, layer)
-        assert found is not None, (name, layer)
+        if found is None:
+            where = "" if layer is None else f"blk.{layer}."
+            raise UllageError(f"the file has no {where}{name}, which llama.cpp's graph needs", hint="convert it again")
         return found
 
     def mul(self, name: str, columns: Tensor, layer: int | None = None) -> Tensor:

@@ -214,15 +214,19 @@ def _sequential(model: ModelGraph, index: int, layer: Layer, stream: Tensor) -> 
         made = model.norm(stream, "attn_norm", index)
         if recipe.gated_attention:
             build.graph.expand(made)
+    own = made
+    feeds_own = recipe.feeds_attended_input and build.weight(f"{recipe.ffn_norm}.weight", index) is None
     made = model.mixed(index, layer.mixer, made)
     if model.is_last(index):
         made, stream = build.rows(model.wanted, made, stream)
+        if feeds_own:
+            (own,) = build.rows(model.wanted, own)
     if recipe.ffn_norm != "post_attention_norm" and build.weight("post_attention_norm.weight", index) is not None:
         made = model.norm(made, "post_attention_norm", index)
     if recipe.scales_residual:
         made = ops.like("scale", made)
     stream = _added(made, stream, stream_first=recipe.stream_first[0])
-    made = stream
+    made = own if feeds_own else stream
     if build.weight(f"{recipe.ffn_norm}.weight", index) is not None:
         made = model.norm(stream, recipe.ffn_norm, index)
     made = model.fed(index, layer, made)

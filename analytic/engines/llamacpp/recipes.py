@@ -51,6 +51,8 @@ class Recipe:
     """Experts' weights are applied before them."""
     summed: str = "fed attended stream"
     """In what order a parallel layer adds up."""
+    feeds_attended_input: bool = False
+    """A feed-forward without a norm of its own reads what attention read (StableLM 2 12B)."""
     stream_first: tuple[bool, bool] = (False, False)
     """Whether the stream comes first where a mixer's, and a feed-forward's, results are added to it: sums are written
     over their first operand."""
@@ -87,7 +89,7 @@ RECIPES: Mapping[str, Recipe] = {
     "gpt2": _CLASSIC,
     "bloom": _CLASSIC,
     "starcoder2": _CLASSIC,
-    "stablelm": Recipe(norm="norm"),
+    "stablelm": Recipe(norm="norm", feeds_attended_input=True),
     "falcon": replace(_CLASSIC, flow="parallel"),
     "phi2": replace(_CLASSIC, flow="parallel", scales_query=True, summed="attended fed stream"),
     "gptneox": replace(_CLASSIC, flow="parallel", summed="fed stream attended"),
