@@ -487,7 +487,8 @@ def calibrate(
     hold_out
         Measurements whose id holds this text are not fitted, only predicted; can be given again.
     engine_log
-        What vLLM, llama.cpp or SGLang printed when it started, instead of measurements; can be given again.
+        What vLLM, llama.cpp or SGLang printed when it started, instead of measurements; can be given again, and files
+        beside it are logs too.
     model
         The model of the logs, where they name a local path.
     gpu
@@ -495,8 +496,15 @@ def calibrate(
     json
         Print the calibration as one JSON document.
     """
+    given = (serving or ServeFlags()).given()
     if engine_log:
-        return _engine_logs(engine_log, results, model, gpu, (serving or ServeFlags()).given(), output, json=json)
+        if hold_out:
+            raise UsageError("--hold-out is of measurements, not of logs", hint="leave it out")
+        return _engine_logs(engine_log, results, model, gpu, given, output, json=json)
+    if model is not None or gpu is not None or given:
+        raise UsageError(
+            "measurements say how they were served", hint="leave --model, --gpu and the like to --engine-log"
+        )
     if output is None:
         raise UsageError("--output is missing", hint="write -o FILE")
     from analytic.calibrate import calibrate as fit

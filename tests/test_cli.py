@@ -185,3 +185,19 @@ def test_the_human_output_fits_80_columns(capsys: pytest.CaptureFixture[str], mo
     for arguments in (["estimate", "llama-3.1-405b", "--gpu", "h100-80gb:12"], ["rule", "70B"], ["gpus"], ["models"]):
         _, out, _ = ullage(*arguments, capsys=capsys)
         assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("-tp", "2", "-o", "made.json"), "measurements say how they were served"),
+        (("--gpu", "l4", "-o", "made.json"), "measurements say how they were served"),
+        (("--engine-log", "a.log", "--hold-out", "b"), "--hold-out is of measurements"),
+    ],
+)
+def test_a_calibration_refuses_flags_of_the_other_kind(
+    flags: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = ullage("calibrate", *flags, capsys=capsys)
+    assert code == 2
+    assert said in err

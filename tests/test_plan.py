@@ -1,7 +1,9 @@
 """Plans: every option beside the estimate of its own request, published deployments, prices, and bad input."""
 
 import json
+import tomllib
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from command_line import ullage
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import run
 from analytic.hardware import find_gpu, gpus
+from analytic.loaded.vllm import ONLINE
 from analytic.models import catalog
 from analytic.plans.options import Option, Plan
 from analytic.plans.plan import plan
@@ -204,6 +207,13 @@ def test_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     fitting = [sum(cell == "fits" for cell in row) for row in best["matrix"]]
     assert fitting == [fits for fits, _ in best["frontier"]]
     assert document["cheapest"] is None
+
+
+def test_costs_in_quality_are_of_formats_that_exist_and_name_their_source() -> None:
+    rows = tomllib.loads(files("analytic.formats").joinpath("quality.toml").read_text("utf-8"))["cost"]
+    known = {str(name).lower() for name in every_format()} | set(ONLINE)
+    assert {name.lower() for row in rows for name in row["formats"]} <= known
+    assert all("arXiv" in row["source"] or "quantize.cpp" in row["source"] for row in rows)
 
 
 def test_the_plan_as_text_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,13 +32,12 @@ TIERS = (
 )
 
 
-def defaults(gpu: Gpu | None, *, max_model_len: int, tensor_parallel_size: int = 1) -> tuple[int, int]:
+def defaults(gpu: Gpu | None, *, max_model_len: int) -> tuple[int, int]:
     """``max_num_batched_tokens`` and ``max_num_seqs`` of ``vllm serve`` on ``gpu``.
 
     None is a GPU that vLLM cannot ask for its memory, for which it takes the smallest tier. Neither hangs on the
     degree of parallelism, nor, since 0.17, on the model.
     """
-    del tensor_parallel_size
     tier = next(tier for tier in TIERS if _reaches(gpu, tier))
     tokens = min(tier.max_num_seqs * max_model_len, tier.max_num_batched_tokens)
     return tokens, min(tier.max_num_seqs, tokens)

@@ -57,7 +57,7 @@ def prepare(asked: Deployment) -> Deployment:
             f"{request.total_tokens:,} tokens of prompt and output exceed --max-model-len {longest:,}",
             hint="ask for shorter sequences, or a larger --max-model-len",
         )
-    batched, sequences = defaults(asked.gpu, max_model_len=longest, tensor_parallel_size=asked.degrees.tensor)
+    batched, sequences = defaults(asked.gpu, max_model_len=longest)
     utilization = UTILIZATION if request.gpu_memory_utilization is None else request.gpu_memory_utilization
     resolved = replace(
         flags,
