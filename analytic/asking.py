@@ -1,5 +1,6 @@
 """What was asked for: a model and flags, or a whole ``vllm serve …`` line and flags beside it."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,11 @@ _TAKEN = (
 )
 """Taken as they are; ``dtype``, ``quantization``, ``revision`` and ``max_model_len`` are read first."""
 
-_HARMLESS = ("tokenizer", "load_format", "attention_backend", "enable_chunked_prefill")
-"""Modelled where they are what vLLM would choose, or no matter."""
+_HARMLESS = ("tokenizer", "load_format")
+"""Without effect on what is counted."""
+
+_USUAL: Mapping[str, bool] = {"enable_chunked_prefill": True}
+"""What vLLM does unasked, of options that are not off by default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +48,8 @@ class Asking:
 
 
 def is_serve_line(text: str) -> bool:
-    """Whether ``text`` is a command line and not the name of a model."""
-    return len(text.split()) > 1
+    """Whether ``text`` is a command line and not the name of a model, or a path with spaces."""
+    return len(text.split()) > 1 and not os.path.exists(text)
 
 
 def ask(model: str, given: Mapping[str, Any], *, revision: str | None = None) -> Asking:
@@ -115,7 +119,12 @@ def _notes(line: "ServeLine", model: Model) -> Iterator[str]:
     if line.version is not None:
         yield f"the line is for vLLM {line.version}: modelled is 0.33"
     known = {*_TAKEN, *_HARMLESS, "dtype", "quantization", "revision", "max_model_len"}
-    left = [flag(name) for name, value in line.options.items() if name not in known and value not in (None, False)]
+    own = {name: value for name, value in line.options.items() if name not in known and value is not None}
+    left = [
+        flag(name) if value is not False else flag(f"no_{name}")
+        for name, value in own.items()
+        if value != _USUAL.get(name, False)
+    ]
     if left or line.unmodelled:
         yield f"not modelled, and left out of account: {', '.join((*left, *line.unmodelled))}"
     yield from line.notes

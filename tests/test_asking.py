@@ -1,12 +1,15 @@
 """Whole command lines of vLLM, from the text to the estimate."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import analytic
+from analytic.asking import is_serve_line
 from analytic.cli import main
-from analytic.errors import UsageError
+from analytic.errors import UllageError, UsageError
+from analytic.models import catalog
 
 
 def test_a_line_is_the_same_as_its_flags() -> None:
@@ -94,3 +97,27 @@ def test_a_line_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_usage_error_is_one() -> None:
     with pytest.raises(UsageError):
         analytic.estimate("vllm bench serve")
+
+
+def test_a_folder_with_spaces_in_its_name_is_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "my own models"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(catalog.load("llama-3.2-1b").config)))
+    assert not is_serve_line(str(folder))
+    with pytest.raises(UllageError) as refusal:
+        analytic.estimate(str(tmp_path / "no such model"))
+    assert "does not serve a model with vLLM" in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("option", "is_named"),
+    [
+        ("--no-enable-chunked-prefill", True),
+        ("--enable-chunked-prefill", False),
+        ("--attention-backend FLASHINFER", True),
+        ("--tokenizer x", False),
+    ],
+)
+def test_options_that_would_count_otherwise_are_named(option: str, is_named: bool) -> None:
+    answer = analytic.estimate(f"vllm serve meta-llama/Llama-3.1-8B --max-model-len 4096 {option}")
+    assert any(option.split()[0] in warning for warning in answer.warnings) is is_named
