@@ -1,6 +1,5 @@
 """What is left out of the simulation to make it fast makes no difference: beside all layers, types and contexts."""
 
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_llamacpp_compute import RECORDED, asked, file_of, is_refused, some
 
-from analytic.engines.llamacpp.graph import compute_buffers
 from analytic.engines.llamacpp.reserved import Settings, reserved, reserved_sizes
 from analytic.engines.llamacpp.stack import CYCLE, REPEATS, Stacks, kept_layers, stacks
 from analytic.errors import UllageError
@@ -128,14 +126,3 @@ def test_what_repeats_is_left_out_by_the_cycle() -> None:
     kinds = [9, *([0, 0, 0, 1] * first), 2]
     assert [kinds[layer] for layer in kept_layers(kinds)] == [9, *([0, 0, 0, 1] * REPEATS), 2]
     assert list(kept_layers([0, 1, 2, 3])) == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.1-70b", "qwen3-30b-a3b", "seed-oss-36b"])
-def test_one_more_context_takes_milliseconds(name: str) -> None:
-    model = resolve(name)
-    compute_buffers(model, dtype="bfloat16", quantization="Q4_K_M", ctx_size=4096)
-    contexts = range(6144, 6144 * 33, 6144)
-    started = time.process_time()
-    for cells in contexts:
-        compute_buffers(model, dtype="bfloat16", quantization="Q4_K_M", ctx_size=cells)
-    assert (time.process_time() - started) / len(contexts) < 0.005
