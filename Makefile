@@ -13,9 +13,18 @@ demo: .venv/.installed
 
 # Many tests start processes of their own, which need not compile the same files again.
 test: export PYTHONDONTWRITEBYTECODE =
-test: lint
+test: lint .venv/.browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	@echo "deselected, as they need a CUDA device: $$($(BIN)/python -m pytest -q --collect-only -m cuda tests/test_cuda.py | tail -n 1)"
+
+# Pages and figures are tested in Chromium, which Debian has as a package; elsewhere it has to be there.
+.venv/.browser: .venv/bin/python
+	@has() { for name in "$${CHROMIUM:-chromium}" chromium-browser google-chrome; do \
+	  command -v "$$name" >/dev/null && return; done; return 1; }; \
+	has || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install --no-install-recommends chromium fonts-dejavu-core >/dev/null; }; \
+	has || { echo "the tests need Chromium: install it, or set CHROMIUM to its path"; exit 1; }
+	@touch $@
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from analytic.console import Flag, Output, Whole, show
+from analytic.console import Flag, Output, Shown, Whole, show
 from analytic.errors import UllageError, UsageError
 from analytic.serve_flags import ServeFlags
 
@@ -19,6 +19,9 @@ app = App(
     help_format="plaintext",
     version=lambda: _version(),
 )
+
+_PLAIN = Shown()
+"""Text on a terminal, and no file."""
 
 DOES_NOT_FIT = OUTSIDE_TOLERANCE = 3
 """Exit code of an answer that is no."""
@@ -58,7 +61,7 @@ def rule(
         gpu_memory_bytes=parse_bytes(gpu_memory, what="--gpu-memory"),
         overhead=overhead,
     )
-    show(answer, json=json, document="analytic.report.document:rule_document", text="analytic.report.text:print_rule")
+    show(answer, "analytic.report.rule", json=json)
     return 0
 
 
@@ -72,8 +75,7 @@ def estimate(
     serving: ServeFlags | None = None,
     revision: str | None = None,
     calibration: Path | None = None,
-    json: Flag = False,
-    output: Output = None,
+    shown: Shown = _PLAIN,
 ) -> int:
     """Every component of the memory that serving MODEL needs, per GPU, with bounds.
 
@@ -89,10 +91,6 @@ def estimate(
         Branch, tag or commit of a Hub model.
     calibration
         Constants fitted on this GPU (ullage calibrate); default: the shipped ones, where there are any.
-    json
-        Print one JSON document.
-    output
-        Write the JSON document to this file.
     """
     from analytic.estimator import estimate as ask
 
@@ -103,13 +101,7 @@ def estimate(
         calibration=calibration,
         **(serving or ServeFlags()).given(),
     )
-    show(
-        answer,
-        json=json,
-        output=output,
-        document="analytic.report.document:estimate_document",
-        text="analytic.report.text:print_estimate",
-    )
+    shown.show(answer, "analytic.report.estimate")
     return DOES_NOT_FIT if answer.fits is False else 0
 
 
@@ -129,9 +121,7 @@ def plan(
     prices: Path | None = None,
     serving: ServeFlags | None = None,
     revision: str | None = None,
-    markdown: Flag = False,
-    json: Flag = False,
-    output: Output = None,
+    shown: Shown = _PLAIN,
 ) -> int:
     """Which GPUs hold MODEL, how a number of them would share it, how long a context, and how many sequences at once.
 
@@ -162,17 +152,11 @@ def plan(
         A TOML or JSON file with the price of a GPU an hour: h100-80gb = 2.49.
     revision
         Branch, tag or commit of a Hub model.
-    markdown
-        Print tables for an issue or a pull request.
-    json
-        Print one JSON document (one a line for several models).
-    output
-        Write the JSON document to this file.
     """
     from analytic.plans.typed import plan_asked
 
-    if len(models) and output is not None:
-        raise UsageError("--output holds the plan of one model", hint="leave it out, or ask for one model")
+    if models and (shown.output or shown.figures):
+        raise UsageError("--output and --figures hold the plan of one model", hint="ask for one model")
     fitting = True
     for name in (model, *models):
         found = plan_asked(
@@ -190,13 +174,7 @@ def plan(
             serving=(serving or ServeFlags()).given(),
         )
         fitting = fitting and found.smallest is not None
-        show(
-            found,
-            json=json,
-            output=output,
-            document="analytic.report.plan:plan_document",
-            text=f"analytic.report.plan:print_{'markdown' if markdown else 'plan'}",
-        )
+        shown.show(found, "analytic.report.plan")
     return 0 if fitting else DOES_NOT_FIT
 
 
@@ -242,7 +220,7 @@ def check(
         revision=revision,
         flags=(serving or ServeFlags()).given(),
     )
-    show(found, json=json, document="analytic.report.check:check_document", text="analytic.report.check:print_check")
+    show(found, "analytic.report.check", json=json)
     return 0 if found.fits else DOES_NOT_FIT
 
 
@@ -257,7 +235,7 @@ def gpus(*, json: Flag = False) -> int:
     """
     from analytic.hardware import gpus as table
 
-    show(table(), json=json, document="analytic.report.document:gpus_document", text="analytic.report.text:print_gpus")
+    show(table(), "analytic.report.gpus", json=json)
     return 0
 
 
@@ -272,12 +250,7 @@ def models(*, json: Flag = False) -> int:
     """
     from analytic.models.catalog import entries
 
-    show(
-        entries(),
-        json=json,
-        document="analytic.report.document:models_document",
-        text="analytic.report.text:print_models",
-    )
+    show(entries(), "analytic.report.models", json=json)
     return 0
 
 
@@ -304,7 +277,7 @@ def inspect(
     layers: Flag = False,
     revision: str | None = None,
     json: Flag = False,
-    output: Output = None,
+    output: Output = (),
 ) -> int:
     """What MODEL is made of: tensors by role, format and layer, what is quantised, what a token of context costs.
 
@@ -376,15 +349,7 @@ def inspect(
             swa_full=swa_full,
         ),
     )
-    show(
-        found,
-        json=json,
-        output=output,
-        document="analytic.report.inspection:inspection_document",
-        text="analytic.report.inspection:print_inspection",
-        tensors=tensors,
-        layers=layers,
-    )
+    show(found, "analytic.report.inspection", json=json, output=output, tensors=tensors, layers=layers)
     return 0
 
 
@@ -399,12 +364,7 @@ def formats(*, json: Flag = False) -> int:
     """
     from analytic.formats.catalog import rows
 
-    show(
-        rows(),
-        json=json,
-        document="analytic.report.formats:formats_document",
-        text="analytic.report.formats:print_formats",
-    )
+    show(rows(), "analytic.report.formats", json=json)
     return 0
 
 
@@ -420,8 +380,7 @@ def compare(
     fail_over: str | None = None,
     calibration: Path | None = None,
     scoreboard: Path | None = None,
-    json: Flag = False,
-    output: Output = None,
+    shown: Shown = _PLAIN,
 ) -> int:
     """The estimate beside every measurement of its own request, component by component, worst first.
 
@@ -437,10 +396,6 @@ def compare(
         Estimate with the constants of this file; keep to measurements that it was not fitted to.
     scoreboard
         Write the summary as Markdown to this file.
-    json
-        Print one JSON document.
-    output
-        Write the JSON document to this file.
     """
     from analytic.calibration import read_calibration
     from analytic.compare import compare as lay_side_by_side
@@ -455,35 +410,27 @@ def compare(
         from analytic.report.compare import write_scoreboard
 
         write_scoreboard(found, scoreboard)
-    show(
-        found,
-        json=json,
-        output=output,
-        document="analytic.report.compare:comparison_document",
-        text="analytic.report.compare:print_comparison",
-    )
+    shown.show(found, "analytic.report.compare")
     return OUTSIDE_TOLERANCE if tolerance is not None and found.beyond(tolerance) else 0
 
 
 @app.command
 def calibrate(
     *results: Path,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
     hold_out: tuple[str, ...] = (),
     engine_log: tuple[Path, ...] = (),
     model: str | None = None,
     gpu: str | None = None,
     serving: ServeFlags | None = None,
-    json: Flag = False,
+    shown: Shown = _PLAIN,
 ) -> int:
     """Fit the constants that no arithmetic gives, to measurements of one environment or to an engine's logs.
 
     Parameters
     ----------
     results
-        Files and folders of measurements (default: results/).
-    output
-        Write the calibration to this file (of logs: leave it out to see them beside the estimate).
+        Files and folders of measurements (default: results/). -o FILE keeps the constants; of logs it can be left out,
+        to see them beside the estimate.
     hold_out
         Measurements whose id holds this text are not fitted, only predicted; can be given again.
     engine_log
@@ -493,47 +440,30 @@ def calibrate(
         The model of the logs, where they name a local path.
     gpu
         The GPU of the logs, where they do not say.
-    json
-        Print the calibration as one JSON document.
     """
     given = (serving or ServeFlags()).given()
     if engine_log:
         if hold_out:
             raise UsageError("--hold-out is of measurements, not of logs", hint="leave it out")
-        return _engine_logs(engine_log, results, model, gpu, given, output, json=json)
+        return _engine_logs((*engine_log, *results), model, gpu, given, shown)
     if model is not None or gpu is not None or given:
         raise UsageError(
             "measurements say how they were served", hint="leave --model, --gpu and the like to --engine-log"
         )
-    if output is None:
+    if not shown.output:
         raise UsageError("--output is missing", hint="write -o FILE")
     from analytic.calibrate import calibrate as fit
-    from analytic.calibration import write_calibration
     from analytic.measurement import read_measurements
 
     measurements = read_measurements(results or (Path("results"),))
     fitted = fit(measurements, held_out={m.id for m in measurements if any(text in m.id for text in hold_out)})
-    write_calibration(fitted, output)
-    show(
-        fitted,
-        json=json,
-        document="analytic.calibration:calibration_document",
-        text="analytic.report.calibration:print_calibration",
-    )
+    shown.show(fitted, "analytic.report.calibration", make_folder=True)
     return 0
 
 
 def _engine_logs(
-    logs: tuple[Path, ...],
-    more: tuple[Path, ...],
-    model: str | None,
-    gpu: str | None,
-    given: dict[str, Any],
-    output: Path | None,
-    *,
-    json: bool,
+    logs: tuple[Path, ...], model: str | None, gpu: str | None, given: dict[str, Any], shown: Shown
 ) -> int:
-    from analytic.engine_constants import write_engine_calibration
     from analytic.hardware import find_gpu
     from analytic.logs import read_log
     from analytic.report.starts import Compared
@@ -542,19 +472,10 @@ def _engine_logs(
 
     device = None if gpu is None else find_gpu(gpu)
     found = tuple(
-        beside(run, source=str(log), model=model, gpu=device, given=given)
-        for log in (*logs, *more)
-        for run in read_log(log)
+        beside(run, source=str(log), model=model, gpu=device, given=given) for log in logs for run in read_log(log)
     )
-    fitted = None if output is None else fit(found)
-    if fitted is not None and output is not None:
-        write_engine_calibration(fitted, output)
-    show(
-        Compared(besides=found, fitted=fitted),
-        json=json,
-        document="analytic.report.starts:compared_document",
-        text="analytic.report.starts:print_compared",
-    )
+    compared = Compared(besides=found, fitted=fit(found) if shown.output else None)
+    shown.show(compared, "analytic.report.starts", make_folder=True)
     return 0
 
 

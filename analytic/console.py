@@ -1,15 +1,22 @@
-"""What every command shares: flags, and the way an answer leaves the program."""
+"""What every command shares: flags, and the way an answer leaves the program.
+
+A module of `analytic.report` shows an answer: ``document`` (JSON), ``text`` (a terminal) and, where there is something
+to look at, ``report`` (HTML, Markdown, figures). ``record`` is what a JSON file of it holds, where that is not the
+document. The module is imported when the answer is there.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter, Token
+from cyclopts import Group, Parameter, Token
 
 from analytic.errors import UllageError, UsageError
 
@@ -32,39 +39,68 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative="")]
 """A flag that is there or not."""
 
-Output = Annotated[str | None, Parameter(alias="-o")]
-"""A file to write."""
+Output = Annotated[tuple[str, ...], Parameter(alias="-o", negative="", negative_iterable=(), show_default=False)]
+"""Files to write."""
+
+_SHOWN = Group("Output", sort_key=9)
 
 
-def show(answer: object, *, json: bool, document: str, text: str, output: str | None = None, **details: bool) -> None:
-    """Print ``answer`` as text or as one JSON document, and write the document to ``output``.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How an answer that has a report is shown."""
 
-    Args:
-        answer: what was asked for.
-        json: whether to print the document.
-        document: ``module:function`` that makes the document; imported only if it is needed.
-        text: ``module:function`` that prints the answer on a console; likewise.
-        output: a file.
-        **details: what else the text shows.
+    json: Annotated[Flag, Parameter(group=_SHOWN, show_default=False)] = False
+    """Print one JSON document."""
+    markdown: Annotated[Flag, Parameter(group=_SHOWN, show_default=False)] = False
+    """Print tables for an issue or a pull request."""
+    output: Annotated[Output, Parameter(group=_SHOWN)] = ()
+    """Write to this file: a report to FILE.html or FILE.md, else JSON; can be given again."""
+    figures: Annotated[Path | None, Parameter(group=_SHOWN, show_default=False)] = None
+    """Write each figure to this folder, as SVG and PNG."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before any work is done."""
+        if self.json and self.markdown:
+            raise UsageError("--json and --markdown contradict each other", hint="give one; -o writes files beside it")
+        _require_names(self.output)
+
+    def show(self, answer: object, view: str, *, make_folder: bool = False, **details: bool) -> None:
+        """Print ``answer``, and write what was asked for; ``view`` is the module that shows it.
+
+        Raises:
+            UllageError: standard output or a file cannot be written.
+        """
+        module = import_module(view)
+        _write_files(answer, module, self.output, make_folder=make_folder)
+        if self.figures is not None:
+            _save_figures(module.report(answer), self.figures)
+        if self.markdown:
+            _print_lines(_markdown(answer, module))
+        else:
+            _print(answer, module, json=self.json, **details)
+
+
+def show(answer: object, view: str, *, json: bool, output: Sequence[str] = (), **details: bool) -> None:
+    """Print ``answer`` as text or as one JSON document, and write the document to the files of ``output``.
 
     Raises:
-        UllageError: standard output or the file cannot be written.
+        UllageError: standard output or a file cannot be written.
     """
-    made = _named(document)(answer) if json or output is not None else {}
-    if output is not None:
-        _write(made, output)
+    _require_names(output)
+    module = import_module(view)
+    _write_files(answer, module, output)
+    _print(answer, module, json=json, **details)
+
+
+def _print(answer: object, module: Any, *, json: bool, **details: bool) -> None:
     if json:
-        _print_json(made)
+        _print_lines(_json(module.document(answer)))
     else:
-        _print(partial(_named(text), **details), answer)
+        _print_text(partial(module.text, **details), answer)
 
 
-def _named(reference: str) -> Any:
-    module, _, function = reference.partition(":")
-    return getattr(import_module(module), function)
-
-
-def _print(render: Callable[[Any, Console], None], answer: object) -> None:
+def _print_text(render: Callable[[Any, Console], None], answer: object) -> None:
     from rich.console import Console
 
     class Terminal(Console):
@@ -75,11 +111,9 @@ def _print(render: Callable[[Any, Console], None], answer: object) -> None:
         render(answer, Terminal(highlight=False))
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    from json import dumps
-
+def _print_lines(text: str) -> None:
     with _standard_output():
-        print(dumps(document, indent=1))
+        print(text, end="")
 
 
 @contextmanager
@@ -94,12 +128,54 @@ def _standard_output() -> Iterator[None]:
             raise UllageError(f"standard output: cannot be written: {error.strerror}") from error
 
 
-def _write(document: dict[str, Any], path: str) -> None:
+def _json(document: dict[str, Any]) -> str:
     from json import dumps
-    from pathlib import Path
 
+    return dumps(document, indent=1) + "\n"
+
+
+def _markdown(answer: object, module: Any) -> str:
+    from analytic.report.markdown import markdown
+
+    return markdown(module.report(answer))
+
+
+def _html(answer: object, module: Any) -> str:
+    from analytic.report.html import html
+
+    return html(module.report(answer))
+
+
+def _record(answer: object, module: Any) -> str:
+    return _json(getattr(module, "record", module.document)(answer))
+
+
+_WRITERS = {".html": _html, ".htm": _html, ".md": _markdown, ".markdown": _markdown}
+"""By the suffix of a file; all others hold JSON."""
+
+_PICTURES = (".svg", ".png", ".pdf", ".jpg", ".jpeg")
+
+
+def _require_names(output: Sequence[str]) -> None:
+    for name in output:
+        if not name:
+            raise UsageError("--output names no file", hint="write -o estimate.json")
+        if Path(name).suffix.lower() in _PICTURES:
+            raise UsageError(f"--output: {name} would be a picture", hint="--figures FOLDER writes them all")
+
+
+def _write_files(answer: object, module: Any, output: Sequence[str], *, make_folder: bool = False) -> None:
     from analytic.writing import write_text
 
-    if not path:
-        raise UsageError("--output names no file", hint="write -o estimate.json")
-    write_text(Path(path), dumps(document, indent=1) + "\n")
+    for name in output:
+        writer = _WRITERS.get(Path(name).suffix.lower(), _record)
+        if writer is not _record and not hasattr(module, "report"):
+            raise UsageError(f"--output: {name}: this command writes JSON alone", hint="write -o answer.json")
+        write_text(Path(name), writer(answer, module), make_folder=make_folder)
+
+
+def _save_figures(report: Any, folder: Path) -> None:
+    from analytic.report.drawing import save
+
+    for figure in report.figures:
+        save(figure, folder)

@@ -2,20 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from analytic.console import Flag, Output, Whole, show
+from analytic.console import Flag, Output, Shown, Whole, show
 from analytic.errors import UllageError, UsageError
-from analytic.measurement import SCHEMA_VERSION
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from profiler.sweep import SweepResult
+_PLAIN = Shown()
 
 Folder = Annotated[Path | None, Parameter(alias="-o")]
 
@@ -46,8 +41,7 @@ def profile(
     advice: Flag = False,
     find: Literal["max-batch", "max-prompt", "max-output"] | None = None,
     calibration: Path | None = None,
-    json: Flag = False,
-    output: Folder = None,
+    shown: Shown = _PLAIN,
 ) -> int:
     """Load MODEL, generate, and measure what was really allocated, in a process of its own.
 
@@ -100,13 +94,8 @@ def profile(
         Search the largest batch, prompt or output that the virtual GPU survives.
     calibration
         Take the virtual GPU's context from this file of `ullage calibrate` (default: assumed from reports).
-    json
-        Print one JSON document.
-    output
-        Write the measurement to this file.
     """
     from analytic.calibration import read_calibration
-    from analytic.measurement import write_measurement
     from analytic.quantity import parse_tokens
     from analytic.request import Request
     from profiler.case import Case
@@ -139,14 +128,7 @@ def profile(
                 virtual=VirtualOptions(torch_version=torch_version, alloc_conf=alloc_conf, advice=advice, find=find),
                 calibration=None if calibration is None else read_calibration(calibration),
             )
-    if output is not None:
-        write_measurement(measured, output)
-    show(
-        measured,
-        json=json,
-        document="analytic.measurement:measurement_document",
-        text="analytic.report.measurement:print_measurement",
-    )
+    shown.show(measured, "analytic.report.measurement", make_folder=True)
     return {"ok": 0, "oom": 3, "error": 1}[measured.status]
 
 
@@ -203,7 +185,7 @@ def sweep(
             timeout_s=timeout_s,
             measure=partial(measure, allow_busy=allow_busy),
         )
-    show(done, json=json, document="profiler.commands:sweep_document", text="profiler.commands:print_sweep")
+    show(done, "profiler.swept", json=json)
     return 1 if done.failed else 0
 
 
@@ -216,7 +198,7 @@ def replay(
     gpu_memory: str | None = None,
     device: Whole | None = None,
     json: Flag = False,
-    output: Output = None,
+    output: Output = (),
 ) -> int:
     """What the allocations of a PyTorch memory snapshot need under other allocator settings or on another GPU.
 
@@ -247,26 +229,8 @@ def replay(
         capacity_bytes=capacity_bytes,
         context_bytes=context_bytes,
     )
-    show(
-        answer,
-        json=json,
-        output=output,
-        document="analytic.report.replay:replay_document",
-        text="analytic.report.replay:print_replay",
-    )
+    show(answer, "analytic.report.replay", json=json, output=output)
     return 3 if answer.fits is False else 0
-
-
-def sweep_document(done: "SweepResult") -> dict[str, Any]:
-    """``ullage sweep --json``."""
-    return {"schema_version": SCHEMA_VERSION, "kind": "sweep", **asdict(done)}
-
-
-def print_sweep(done: "SweepResult", console: "Console") -> None:
-    """Where the records are, and what to do with them."""
-    console.print(f"{len(done.done)} measured, {len(done.skipped)} recorded before, in {done.out}.", soft_wrap=True)
-    if done.done or done.skipped:
-        console.print(f"Compare them with the estimate: ullage compare {done.out}", soft_wrap=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from analytic.ledger import ALLOCATED, COMPONENTS
 from analytic.models import catalog
 from analytic.models.model import Model
 from analytic.placement import balance
-from analytic.report.document import estimate_document
+from analytic.report.estimate import document as estimate_document
 from analytic.request import Request
 
 GIB = 2**30

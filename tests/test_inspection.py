@@ -10,7 +10,7 @@ from analytic.errors import UllageError
 from analytic.holding import EngineFlags
 from analytic.inspection import inspect
 from analytic.models import catalog
-from analytic.report.inspection import inspection_document
+from analytic.report.inspection import document as inspection_document
 
 
 def inspected(name: str, **flags: Any) -> dict[str, Any]:

@@ -14,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from analytic.errors import UllageError, UsageError
-from analytic.report.replay import Replay, print_replay, replay_document
+from analytic.report.replay import Replay
+from analytic.report.replay import document as replay_document
+from analytic.report.replay import text as print_replay
 from profiler.virtual.alloc_conf import AllocConf
 from profiler.virtual.replay import capacity, play, replay, replay_snapshot
 from profiler.virtual.snapshot import Snapshot, read_snapshot

@@ -1,5 +1,7 @@
 """Deployments that a plan lays side by side, and the plan itself."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,18 @@ from analytic.plans.question import Question
 
 Cell = Literal["fits", "tight", "no"]
 
+Frontier = tuple[tuple[int, int], ...]
+"""For each context, how many of the concurrencies fit, and how many perhaps do."""
+
+
+def matrix_of(frontier: Frontier, concurrencies: int) -> tuple[tuple[Cell, ...], ...]:
+    """A row a context, a cell a concurrency."""
+    rows = (
+        ("fits",) * fits + ("tight",) * (perhaps - fits) + ("no",) * (concurrencies - perhaps)
+        for fits, perhaps in frontier
+    )
+    return tuple(rows)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
@@ -25,8 +39,7 @@ class Option:
     """The target."""
     room: Room
     target: Need
-    frontier: tuple[tuple[int, int], ...]
-    """For each context, how many of the concurrencies fit, and how many perhaps do."""
+    frontier: Frontier
     price_per_hour: float | None
 
     @property
@@ -77,11 +90,7 @@ class Option:
 
     def matrix(self, concurrencies: int) -> tuple[tuple[Cell, ...], ...]:
         """A row a context, a cell a concurrency."""
-        rows = (
-            ("fits",) * fits + ("tight",) * (perhaps - fits) + ("no",) * (concurrencies - perhaps)
-            for fits, perhaps in self.frontier
-        )
-        return tuple(rows)  # type: ignore[arg-type]
+        return matrix_of(self.frontier, concurrencies)
 
     @cached_property
     def answer(self) -> Estimate:
@@ -153,6 +162,16 @@ class Plan:
         for option in self.fitting:
             listed.setdefault((option.gpu.name, option.quantization), option)
         return tuple(listed.values())
+
+    @cached_property
+    def closest(self) -> dict[tuple[str, str | None], Option]:
+        """Of each kind of GPU and format the best that holds the target, else the one that lacks least."""
+        found: dict[tuple[str, str | None], Option] = {}
+        for option in self.options:
+            known = found.setdefault((option.gpu.name, option.quantization), option)
+            if not known.fits and option.headroom_bytes > known.headroom_bytes:
+                found[option.gpu.name, option.quantization] = option
+        return found
 
 
 def _by_memory(option: Option) -> tuple[object, ...]:

@@ -6,12 +6,15 @@ from rich.table import Table
 
 from analytic.calibrate import suggested_sweep
 from analytic.calibration import Calibration, Overhead, Term
+from analytic.calibration import calibration_document as document
 from analytic.quantity import GiB
+
+__all__ = ("document", "text")
 
 _MIB = 2**20
 
 
-def print_calibration(calibration: Calibration, console: Console) -> None:
+def text(calibration: Calibration, console: Console) -> None:
     """Everything that the record holds."""
     told = calibration.environment
     console.print(

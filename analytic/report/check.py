@@ -8,7 +8,7 @@ from analytic.checking import Check
 from analytic.report import SCHEMA_VERSION
 
 
-def check_document(found: Check) -> dict[str, Any]:
+def document(found: Check) -> dict[str, Any]:
     """``ullage check --json``."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -22,6 +22,6 @@ def check_document(found: Check) -> dict[str, Any]:
     }
 
 
-def print_check(found: Check, console: Console) -> None:
+def text(found: Check, console: Console) -> None:
     """The line."""
     console.print(found.line, markup=False, soft_wrap=True)

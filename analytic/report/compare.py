@@ -19,7 +19,7 @@ _WORST_ROWS = 12
 _PHRASES = {"oom": "out of memory", "error": "failed"}
 
 
-def comparison_document(comparison: Comparison) -> dict[str, Any]:
+def document(comparison: Comparison) -> dict[str, Any]:
     """``ullage compare --json``."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -43,7 +43,7 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
+def text(comparison: Comparison, console: Console) -> None:
     """How well the estimate does a figure, then where it does worst."""
     measured = {row.measurement.id for row in comparison.rows}
     console.print(f"{len(measured)} measurements compared with the estimate of their own request.")

@@ -11,7 +11,7 @@ from analytic.formats.catalog import Row, read_methods
 from analytic.report import SCHEMA_VERSION
 
 
-def formats_document(rows: Sequence[Row]) -> dict[str, Any]:
+def document(rows: Sequence[Row]) -> dict[str, Any]:
     """``ullage formats --json``."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -20,7 +20,7 @@ def formats_document(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def print_formats(rows: Sequence[Row], console: Console) -> None:
+def text(rows: Sequence[Row], console: Console) -> None:
     """What `--quantization` takes, and which checkpoints are read."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name, justify in (("--quantization", "left"), ("bits", "right"), ("packs", "left"), ("made", "left")):

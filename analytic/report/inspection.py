@@ -17,7 +17,7 @@ from analytic.report import SCHEMA_VERSION
 from analytic.weights import ServedGroup
 
 
-def inspection_document(found: Inspection) -> dict[str, Any]:
+def document(found: Inspection) -> dict[str, Any]:
     """``ullage inspect --json``."""
     model = found.model
     return {
@@ -70,7 +70,7 @@ def _tensor(served: ServedGroup) -> dict[str, Any]:
     }
 
 
-def print_inspection(found: Inspection, console: Console, *, tensors: bool = False, layers: bool = False) -> None:
+def text(found: Inspection, console: Console, *, tensors: bool = False, layers: bool = False) -> None:
     """The inventory by role and format, what is not packed, and what a token of context costs."""
     model = found.model
     active = "" if model.active_parameters == model.parameters else f" ({_many(model.active_parameters)} active)"

@@ -6,7 +6,10 @@ from rich.table import Table
 from rich.text import Text
 
 from analytic.measurement import Measurement, Phase
+from analytic.measurement import measurement_document as document
 from analytic.quantity import GiB
+
+__all__ = ("document", "text")
 
 MIB = 2**20
 
@@ -29,7 +32,7 @@ _BASES = {
 }
 
 
-def print_measurement(measurement: Measurement, console: Console) -> None:
+def text(measurement: Measurement, console: Console) -> None:
     """What was run and how it ended, then what it took."""
     if measurement.tried:
         tried = ", ".join(f"{t.value:,} {'fits' if t.status == 'ok' else 'does not'}" for t in measurement.tried)

@@ -1,17 +1,23 @@
-"""A plan as text, as Markdown and as JSON."""
+"""A plan as text, as JSON and as a report."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from rich import table as terminal
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from analytic.engines.engine import find_engine
 from analytic.plans.options import Cell, Option, Plan
-from analytic.quantity import GiB
+from analytic.plans.question import formats_of
+from analytic.quantity import Basis
 from analytic.report import SCHEMA_VERSION
+from analytic.report.blocks import heat_map, ledger_bars
+from analytic.report.command import command_of
+from analytic.report.parts import Block, FormatMap, Lines, Report, Spot, Table
+from analytic.report.sentences import gib, sentence
 
 SHOWN = 15
 """Options of the short list in a table."""
@@ -27,7 +33,7 @@ _MARKS: dict[bool, dict[Cell, str]] = {
 """With Unicode, and without."""
 
 
-def plan_document(found: Plan) -> dict[str, Any]:
+def document(found: Plan) -> dict[str, Any]:
     """``ullage plan --json``. Every option has its frontier: how many concurrencies fit at each context, and how many
     may within the bounds. The matrix in words, the largest sizes and the notes are those of the short list; else null.
     """
@@ -74,13 +80,13 @@ def _option(option: Option, found: Plan, is_listed: bool) -> dict[str, Any]:
     }
 
 
-def print_plan(found: Plan, console: Console) -> None:
+def text(found: Plan, console: Console) -> None:
     """The target and the answer, the short list, and what the best of it can hold."""
     console.print(escape(_headline(found)))
     for line in _answers(found):
         console.print(f"[bold green]{escape(line)}[/]")
     console.print()
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = terminal.Table(box=None, padding=(0, 2, 0, 0))
     for name in _columns(found):
         left = name in ("GPUs", "split", "format")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
@@ -103,41 +109,108 @@ def print_plan(found: Plan, console: Console) -> None:
     _print_refused(found, console)
 
 
-def print_markdown(found: Plan, console: Console) -> None:
-    """``ullage plan --markdown``: tables for an issue or a pull request."""
+def report(found: Plan) -> Report:
+    """The answer, the map of GPU × format, the short list, and what the best of it can hold."""
     best = found.best
-    lines = [_headline(found), "", *(f"- {line}" for line in _answers(found)), ""]
-    lines += _markdown_table(_columns(found), (_cells(option, found) for option in found.shortlist[:SHOWN]))
-    if best is not None:
-        concurrencies = found.question.concurrencies
-        lines += ["", f"{_named(best)}: tokens of each sequence, and sequences at once", ""]
-        rows = zip(found.question.contexts, best.matrix(len(concurrencies)), strict=True)
-        lines += _markdown_table(("tokens", *map(str, concurrencies)), ((f"{tokens:,}", *row) for tokens, row in rows))
-        lines += ["", *(f"- {note}" for note in best.notes)]
-    console.print("\n".join(lines).rstrip(), markup=False, soft_wrap=True)
+    return Report(
+        title=f"{found.model.id}: which GPUs hold it",
+        assumptions=f"{_asked(found)}.",
+        headline=sentence("; ".join(_answers(found))) + ".",
+        status="no" if best is None else "fits" if best.is_certain else "tight",
+        blocks=(_map(found), _shortlist(found), *(_best(best, found) if best else ()), *_impossible(found)),
+        command=None if best is None else command_of(best.answer),
+    )
 
 
-def _markdown_table(columns: Sequence[str], rows: Iterator[Sequence[str]] | Any) -> Iterator[str]:
-    for row in (columns, ["---"] * len(columns), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+def _map(found: Plan) -> FormatMap:
+    gpus = tuple(dict.fromkeys(option.gpu.name for option in sorted(found.options, key=lambda o: o.gpu.total_bytes)))
+    named = {option.quantization: _format(option) for option in found.options}
+    formats = {name: named[name] for name in formats_of(found.model, found.engine, found.question) if name in named}
+    closest = found.closest
+    spots = tuple(
+        tuple(_spot(closest[gpu, name]) if (gpu, name) in closest else None for name in formats) for gpu in gpus
+    )
+    rows = ((gpu, *("–" if spot is None else spot.text for spot in row)) for gpu, row in zip(gpus, spots, strict=True))
+    return FormatMap(
+        name="gpus-and-formats",
+        title="The fewest GPUs that hold it, and how they share the work",
+        assumptions=f"{_asked(found)}.",
+        basis=(("what the fullest GPU is charged, against what may be used of it", _weakest(found)),),
+        description=f"{len(gpus)} kinds of GPU and {len(formats)} formats; the cells are in the table.",
+        data=Table(
+            title="Kind of GPU, and format",
+            columns=("GPU", *formats.values()),
+            rows=tuple(rows),
+            words=-1,
+        ),
+        gpus=gpus,
+        formats=tuple(formats.values()),
+        spots=spots,
+    )
 
 
-def _headline(found: Plan) -> str:
+def _weakest(found: Plan) -> Basis:
+    return (found.best or found.options[0]).answer.fullest.device.basis
+
+
+def _spot(option: Option) -> Spot:
+    if not option.fits:
+        return Spot(status="no", text=f"{_short(option)}: {gib(-option.headroom_bytes)} GiB short")
+    left = f"{_short(option)}: {gib(option.headroom_bytes)} GiB left"
+    return Spot(status="fits" if option.is_certain else "tight", text=left)
+
+
+def _short(option: Option) -> str:
+    return f"{option.degrees.gpus} ({_split(option)})" if option.degrees.gpus > 1 else "1"
+
+
+def _shortlist(found: Plan) -> Table:
+    more = len(found.shortlist) - SHOWN
+    return Table(
+        title="The best of each kind of GPU and format",
+        columns=_columns(found),
+        rows=tuple(_cells(option, found) for option in found.shortlist[:SHOWN]),
+        words=3,
+        note=f"{more} more are in --json." if more > 0 else "",
+    )
+
+
+def _best(best: Option, found: Plan) -> Iterator[Block]:
+    asked, answer = found.question, best.answer
+    cells = best.matrix(len(asked.concurrencies))
+    target = (asked.target_context, asked.target_concurrency)
+    yield heat_map(asked.contexts, asked.concurrencies, cells, target, answer)
+    yield ledger_bars(answer)
+    if best.notes:
+        yield Lines(title=f"Of {_named(best)}", lines=best.notes)
+
+
+def _impossible(found: Plan) -> Iterator[Lines]:
+    reasons = Counter(row.reason for row in found.refused)
+    if reasons:
+        lines = tuple(f"{count:,} × {reason}" for reason, count in reasons.most_common())
+        yield Lines(title="Not possible", lines=lines)
+
+
+def _asked(found: Plan) -> str:
     asked, engine = found.question, find_engine(found.engine)
     several = "s" * (asked.target_concurrency > 1)
     return (
         f"{found.model.id} with {engine.NAME} {engine.VERSION}: {asked.target_concurrency:,} sequence{several} of "
-        f"{asked.target_context:,} tokens, {min(asked.output_tokens, asked.target_context - 1):,} of them output; "
-        f"{len(found.fitting):,} of {len(found.options):,} deployments hold it."
+        f"{asked.target_context:,} tokens, {min(asked.output_tokens, asked.target_context - 1):,} of them output"
     )
+
+
+def _headline(found: Plan) -> str:
+    return f"{_asked(found)}; {len(found.fitting):,} of {len(found.options):,} deployments hold it."
 
 
 def _answers(found: Plan) -> Iterator[str]:
     if found.smallest is None:
         closest = max(found.options, key=lambda option: option.headroom_bytes)
-        yield f"nothing tried holds it; closest is {_named(closest)}, {_gib(-closest.headroom_bytes)} GiB short"
+        yield f"nothing tried holds it; closest is {_named(closest)}, {gib(-closest.headroom_bytes)} GiB short"
         return
-    yield f"smallest: {_named(found.smallest)}, {_gib(found.smallest.headroom_bytes)} GiB to spare a GPU"
+    yield f"smallest: {_named(found.smallest)}, {gib(found.smallest.headroom_bytes)} GiB to spare a GPU"
     if found.cheapest is not None:
         yield f"cheapest: {_named(found.cheapest)}, {found.cheapest.price_per_hour:,.2f} an hour"
 
@@ -170,8 +243,8 @@ def _cells(option: Option, found: Plan) -> tuple[str, ...]:
         f"{option.degrees.gpus} × {option.gpu.name}",
         _split(option),
         _format(option),
-        _gib(option.used_bytes),
-        _gib(option.headroom_bytes),
+        gib(option.used_bytes),
+        gib(option.headroom_bytes),
         f"{option.largest_context:,}",
         f"{option.largest_concurrency:,}",
         price,
@@ -179,8 +252,8 @@ def _cells(option: Option, found: Plan) -> tuple[str, ...]:
     return cells[: len(_columns(found))]
 
 
-def _grid(option: Option, found: Plan, marks: dict[Cell, str]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0))
+def _grid(option: Option, found: Plan, marks: dict[Cell, str]) -> terminal.Table:
+    table = terminal.Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     for concurrency in found.question.concurrencies:
         table.add_column(f"{concurrency:,}", justify="right", no_wrap=True)
@@ -196,7 +269,3 @@ def _print_refused(found: Plan, console: Console) -> None:
         console.print(f"[dim]{count:,} not possible: {escape(reason)}[/]", highlight=False)
     if len(reasons) > 3:
         console.print(f"[dim]… and for {len(reasons) - 3} other reasons, all of them in --json[/]")
-
-
-def _gib(count: int) -> str:
-    return f"{count / GiB:,.2f}"

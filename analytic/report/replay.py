@@ -98,14 +98,14 @@ class Replay:
         return any(outcome.out_of_memory is None for outcome in asked)
 
 
-def replay_document(answer: Replay) -> dict[str, Any]:
+def document(answer: Replay) -> dict[str, Any]:
     """``ullage replay --json``."""
     told = asdict(answer)
     outcomes = [asdict(outcome) | {"slack_bytes": outcome.slack_bytes} for outcome in answer.outcomes]
     return {"schema_version": SCHEMA_VERSION, "kind": "replay", **told, "outcomes": outcomes, "fits": answer.fits}
 
 
-def print_replay(answer: Replay, console: Console) -> None:
+def text(answer: Replay, console: Console) -> None:
     """The events, what they need under each configuration, and how far the recording agrees."""
     console.print(_events(answer), soft_wrap=True)
     console.print(_limit(answer))

@@ -21,13 +21,19 @@ class Compared:
     fitted: EngineCalibration | None = None
 
 
-def compared_document(found: Compared) -> dict[str, Any]:
+def document(found: Compared) -> dict[str, Any]:
     """``ullage calibrate --engine-log … --json``."""
     return {
         "schema_version": SCHEMA_VERSION,
         "runs": [_beside(row) for row in found.besides],
         "calibration": None if found.fitted is None else engine_calibration_document(found.fitted),
     }
+
+
+def record(found: Compared) -> dict[str, Any]:
+    """The constants, for ``estimate --calibration``."""
+    assert found.fitted is not None
+    return engine_calibration_document(found.fitted)
 
 
 def _beside(found: Beside) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def _beside(found: Beside) -> dict[str, Any]:
     }
 
 
-def print_compared(found: Compared, console: Console) -> None:
+def text(found: Compared, console: Console) -> None:
     """A table a run, what is partial, then the constants."""
     for beside in found.besides:
         run = beside.run
