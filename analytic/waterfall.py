@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from analytic.ledger import COMPONENTS
 from analytic.quantity import Basis, total
-from analytic.rule import published_misprint
 
 if TYPE_CHECKING:
     from analytic.estimator import Estimate
@@ -29,7 +28,7 @@ class Step:
 
 
 def waterfall(answer: Estimate, measured_bytes: int | None = None) -> tuple[Step, ...]:
-    """The guide's figure as printed, the rule put right, then component by component to the estimate.
+    """The rule's figure, with its quantisation step put right, then component by component to the estimate.
 
     Args:
         answer: an estimate; its components are summed over its GPUs, as the rule knows only a sum.
@@ -40,10 +39,6 @@ def waterfall(answer: Estimate, measured_bytes: int | None = None) -> tuple[Step
 
 def _steps(answer: Estimate, measured_bytes: int | None) -> Iterator[Step]:
     rule = answer.rule_of_thumb
-    printed = published_misprint(rule.parameters, bits=rule.bits)
-    if printed != rule.quantized_bytes:
-        yield _level("the guide as printed", printed)
-        yield _change("its fraction put right", rule.quantized_bytes - printed)
     yield _level(f"parameters × {rule.bits} bits", rule.quantized_bytes)
     overhead = rule.total_bytes - rule.quantized_bytes
     yield _change(f"flat {rule.overhead_fraction:.0%}".replace("%", " %"), overhead)

@@ -7,7 +7,16 @@ from analytic.errors import UllageError
 
 
 def write_text(file: Path, text: str, *, make_folder: bool = False) -> None:
-    """Write atomically: a reader sees the old file or the whole new one. A pipe or a device is written to.
+    """Write atomically, in UTF-8: a reader sees the old file or the whole new one. A pipe or a device is written to.
+
+    Raises:
+        UllageError: the folder or file cannot be written.
+    """
+    write_bytes(file, text.encode(), make_folder=make_folder)
+
+
+def write_bytes(file: Path, content: bytes, *, make_folder: bool = False) -> None:
+    """Write bytes as ``write_text`` does a text.
 
     Raises:
         UllageError: the folder or file cannot be written.
@@ -15,21 +24,21 @@ def write_text(file: Path, text: str, *, make_folder: bool = False) -> None:
     try:
         place = file.resolve()
         if place.exists() and not place.is_file():
-            with place.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with place.open("wb") as stream:
+                stream.write(content)
         else:
             if make_folder:
                 place.parent.mkdir(parents=True, exist_ok=True)
-            _replace(place, text)
+            _replace(place, content)
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         raise UllageError(f"{file}: cannot be written: {why}", hint="name another file") from error
 
 
-def _replace(file: Path, text: str) -> None:
+def _replace(file: Path, content: bytes) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, file)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -63,14 +63,16 @@ def test_the_way_from_the_rule_adds_up(model: str, flags: dict[str, object]) -> 
     assert [step.bytes for step in steps[-2:]] == [12345, needed + 12345]
 
 
-def test_the_guide_stands_as_printed_and_put_right() -> None:
-    steps = {step.label: step.bytes for step in waterfall(estimate("llama-2-70b"))}
+def test_the_rule_is_right_and_what_the_guide_prints_is_said() -> None:
+    answer = estimate("llama-2-70b")
+    steps = {step.label: step.bytes for step in waterfall(answer)}
     parameters = 68_976_648_192  # as published: 68.98 B
-    assert steps["the guide as printed"] == parameters * 4 * 32 // 16
     assert steps["parameters × 16 bits"] == parameters * 2
     assert steps["rule of thumb"] == -(-parameters * 2 * 12 // 10)  # + 20 %, rounded up to a byte
-    at_32_bits = [step.label for step in waterfall(estimate("gpt2", dtype="float32"))]
-    assert "the guide as printed" not in at_32_bits  # × 32 / 32 is right either way
+    printed = parameters * 4 * 32 / 16 / 2**30  # the published step 4
+    assert f"{printed:,.2f} GiB" in shown.report(answer).figures[-1].assumptions
+    at_32_bits = shown.report(estimate("gpt2", dtype="float32"))  # × 32 / 32 is right either way
+    assert "prints" not in at_32_bits.figures[-1].assumptions
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_the_plan_as_text_and_markdown(capsys: pytest.CaptureFixture[str]) -> No
     assert "1 sequence of 8,192 tokens" in " ".join(out.split())
     assert "smallest: 1 × l4" in out
     code, out, _ = ullage("plan", "llama-3.1-8b", "--gpu", "l4", "--markdown", capsys=capsys)
-    assert "| GPU | bfloat16 | bnb-int8 | bnb-nf4 |" in out
+    assert "| GPU | as published | bnb-int8 | bnb-nf4 |" in out
     assert "| tokens | 1 | 2 | 4 |" in out
     code, out, _ = ullage("plan", "llama-3.1-405b", "--gpu", "t4", "--gpus", "1", capsys=capsys)
     assert code == 3

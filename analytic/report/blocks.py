@@ -8,6 +8,7 @@ from analytic.plans.budget import budget_map
 from analytic.quantity import Basis
 from analytic.report.parts import Bar, HeatMap, Segment, StackedBars, Status, Table, Waterfall
 from analytic.report.sentences import assumptions, gib, sentence, verdict
+from analytic.rule import Rule, published_misprint
 from analytic.waterfall import waterfall
 
 _MOST_BARS = 8
@@ -24,7 +25,7 @@ def ledger_bars(answer: Estimate) -> StackedBars:
         description=f"{sentence(verdict(answer))} The parts are in the table below.",
         bars=tuple(ledger_bar(row, label) for label, row in _grouped(answer)),
         capacity_bytes=capacity,
-        capacity_label="" if answer.gpu is None else f"{answer.gpu.name}: {gib(capacity or 0)} GiB usable",
+        capacity_label="" if answer.gpu is None else f"usable of {answer.gpu.name}",
     )
 
 
@@ -97,13 +98,13 @@ def heat_map(
 
 
 def way_from_the_rule(answer: Estimate, measured_bytes: int | None = None) -> Waterfall:
-    """From the guide's figure as printed to the estimate, and to what was measured."""
+    """From the rule's figure to the estimate, and to what was measured; what the guide prints is said in words."""
     steps = waterfall(answer, measured_bytes)
     rows = tuple((step.label, "" if step.is_level else "±", gib(step.bytes), step.basis) for step in steps)
     return Waterfall(
         name="waterfall",
         title=f"From the rule of thumb to {'the estimate' if measured_bytes is None else 'what was measured'}",
-        assumptions=f"{assumptions(answer)}.",
+        assumptions=f"{assumptions(answer)}.{_misprint(answer.rule_of_thumb)}",
         basis=(("the rule", "assumed"), ("the estimate", steps[-1 if measured_bytes is None else -3].basis))
         + ((("what was measured", "measured"),) if measured_bytes is not None else ()),
         description=f"From {gib(steps[0].bytes)} GiB to {gib(steps[-1].bytes)} GiB; the steps are in the table.",
@@ -112,3 +113,8 @@ def way_from_the_rule(answer: Estimate, measured_bytes: int | None = None) -> Wa
         ),
         steps=steps,
     )
+
+
+def _misprint(rule: Rule) -> str:
+    printed = published_misprint(rule.parameters, bits=rule.bits)
+    return "" if printed == rule.quantized_bytes else f" As the guide prints step 4, it would be {gib(printed)} GiB."

@@ -124,8 +124,9 @@ def report(found: Plan) -> Report:
 
 def _map(found: Plan) -> FormatMap:
     gpus = tuple(dict.fromkeys(option.gpu.name for option in sorted(found.options, key=lambda o: o.gpu.total_bytes)))
-    named = {option.quantization: _format(option) for option in found.options}
-    formats = {name: named[name] for name in formats_of(found.model, found.engine, found.question) if name in named}
+    tried = {option.quantization for option in found.options}
+    named = (name for name in formats_of(found.model, found.engine, found.question) if name in tried)
+    formats = {name: name or found.model.native_format or "as published" for name in named}
     closest = found.closest
     spots = tuple(
         tuple(_spot(closest[gpu, name]) if (gpu, name) in closest else None for name in formats) for gpu in gpus
