@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from analytic.console import Flag, Output, Shown, Whole, show
 from analytic.errors import UllageError, UsageError
+from analytic.report.plain import degrade
 from analytic.serve_flags import ServeFlags
 
 app = App(
@@ -501,8 +502,8 @@ def _gpu(name: str | None, memory: str | None) -> Any:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command; a known error is one line and a hint on stderr."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        degrade(stream)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made for a while goes away
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -15,6 +15,7 @@ from analytic.models import catalog
 from analytic.models.meta import from_config
 from analytic.models.model import Model
 from analytic.models.twin import twin
+from analytic.progress import showing
 from analytic.quantity import Quantity
 
 FIGURES = (
@@ -86,6 +87,13 @@ class Comparison:
     rows: tuple[Row, ...]
     without_figures: tuple[Measurement, ...]
     """Runs that did not end (out of memory, error): recorded, not compared."""
+    calibrated_with: str | None = None
+    """The calibration that they were estimated with."""
+
+    @property
+    def inside(self) -> int:
+        """Rows within the bounds of their estimate."""
+        return sum(row.is_inside for row in self.rows)
 
     @cached_property
     def summaries(self) -> tuple[Summary, ...]:
@@ -114,11 +122,14 @@ def compare(
     if unknown := sorted({*asked} - {*FIGURES}):
         raise UsageError(f"--figure: {unknown[0]!r} is not known", hint=f"one of {', '.join(FIGURES)}")
     whole = tuple(measurements)
-    rows = [row for measurement in whole for row in _rows(measurement, calibration) if row.figure in (asked or FIGURES)]
+    with showing("compare", unit="measurements") as task:
+        found = [row for measurement in task.over(whole) for row in rows_of(measurement, calibration)]
+    rows = [row for row in found if row.figure in (asked or FIGURES)]
     compared = {id(row.measurement) for row in rows}
     return Comparison(
         rows=tuple(sorted(rows, key=_size, reverse=True)),
         without_figures=tuple(m for m in whole if id(m) not in compared),
+        calibrated_with=None if calibration is None else calibration.id,
     )
 
 
@@ -190,7 +201,12 @@ def estimated_figures(row: Ledger, *, phase: str) -> dict[str, Quantity]:
     }
 
 
-def _rows(measurement: Measurement, calibration: Calibration | None) -> Iterator[Row]:
+def rows_of(measurement: Measurement, calibration: Calibration | None = None) -> Iterator[Row]:
+    """One measurement's figures beside their estimates.
+
+    Raises:
+        UllageError: it cannot be estimated; the message names the measurement.
+    """
     measured = {**vars(measurement.components), **vars(measurement.totals)}
     figures = [name for name in FIGURES if measured[name] is not None and _is_comparable(name, measurement)]
     if not figures:

@@ -27,30 +27,44 @@ class Step:
     high_bytes: int | None = None
 
 
-def waterfall(answer: Estimate, measured_bytes: int | None = None) -> tuple[Step, ...]:
+def waterfall(
+    answer: Estimate, seen_bytes: int | None = None, *, label: str = "measured", basis: Basis = "measured"
+) -> tuple[Step, ...]:
     """The rule's figure, with its quantisation step put right, then component by component to the estimate.
 
     Args:
         answer: an estimate; its components are summed over its GPUs, as the rule knows only a sum.
-        measured_bytes: what a device was seen to be charged for the same request, all GPUs together.
+        seen_bytes: what a device, real or simulated, was charged for the same request, all GPUs together.
+        label: how that was seen.
+        basis: on which ground it stands.
     """
-    return tuple(_steps(answer, measured_bytes))
+    steps = (*_from_the_rule(answer), *_components(answer), _estimate(answer))
+    if seen_bytes is None:
+        return steps
+    return (*steps, _change("missed", seen_bytes - steps[-1].bytes, basis), _level(label, seen_bytes, basis))
 
 
-def _steps(answer: Estimate, measured_bytes: int | None) -> Iterator[Step]:
+def _from_the_rule(answer: Estimate) -> Iterator[Step]:
     rule = answer.rule_of_thumb
-    yield _level(f"parameters × {rule.bits} bits", rule.quantized_bytes)
     overhead = rule.total_bytes - rule.quantized_bytes
+    yield _level(f"parameters × {rule.bits} bits", rule.quantized_bytes)
     yield _change(f"flat {rule.overhead_fraction:.0%}".replace("%", " %"), overhead)
     yield _level("rule of thumb", rule.total_bytes)
     yield _change("flat overhead taken back", -overhead)
+
+
+def _components(answer: Estimate) -> Iterator[Step]:
     for name in COMPONENTS:
         held = total([row.components[name] for row in answer.ledgers])
-        less = rule.quantized_bytes if name == "weights" else 0
-        label = "weights as stored" if less else name.replace("_", " ")
-        yield _change(label, held.bytes - less, held.basis)
+        if name == "weights":
+            yield _change("weights as stored", held.bytes - answer.rule_of_thumb.quantized_bytes, held.basis)
+        else:
+            yield _change(name.replace("_", " "), held.bytes, held.basis)
+
+
+def _estimate(answer: Estimate) -> Step:
     device = total([row.device for row in answer.ledgers])
-    yield Step(
+    return Step(
         label="estimate",
         bytes=device.bytes,
         is_level=True,
@@ -58,9 +72,6 @@ def _steps(answer: Estimate, measured_bytes: int | None) -> Iterator[Step]:
         low_bytes=device.low_bytes,
         high_bytes=device.high_bytes,
     )
-    if measured_bytes is not None:
-        yield _change("missed", measured_bytes - device.bytes, "measured")
-        yield _level("measured", measured_bytes, "measured")
 
 
 def _level(label: str, count: int, basis: Basis = "assumed") -> Step:

@@ -97,16 +97,22 @@ def heat_map(
     )
 
 
-def way_from_the_rule(answer: Estimate, measured_bytes: int | None = None) -> Waterfall:
-    """From the rule's figure to the estimate, and to what was measured; what the guide prints is said in words."""
-    steps = waterfall(answer, measured_bytes)
+def way_from_the_rule(
+    answer: Estimate, seen_bytes: int | None = None, *, label: str = "measured", basis: Basis = "measured"
+) -> Waterfall:
+    """From the rule's figure to the estimate, and to what was seen; what the guide prints is said in words."""
+    steps = waterfall(answer, seen_bytes, label=label, basis=basis)
+    estimated = next(step for step in steps if step.label == "estimate")
     rows = tuple((step.label, "" if step.is_level else "±", gib(step.bytes), step.basis) for step in steps)
     return Waterfall(
         name="waterfall",
-        title=f"From the rule of thumb to {'the estimate' if measured_bytes is None else 'what was measured'}",
+        title=f"From the rule of thumb to what was {'estimated' if seen_bytes is None else label}",
         assumptions=f"{assumptions(answer)}.{_misprint(answer.rule_of_thumb)}",
-        basis=(("the rule", "assumed"), ("the estimate", steps[-1 if measured_bytes is None else -3].basis))
-        + ((("what was measured", "measured"),) if measured_bytes is not None else ()),
+        basis=(
+            ("the rule", "assumed"),
+            ("the estimate", estimated.basis),
+            *(((f"what was {label}", basis),) if seen_bytes is not None else ()),
+        ),
         description=f"From {gib(steps[0].bytes)} GiB to {gib(steps[-1].bytes)} GiB; the steps are in the table.",
         data=Table(
             title="From the rule of thumb, all GPUs together", columns=("", "", "GiB", "basis"), rows=rows, words=2

@@ -1,11 +1,13 @@
-"""The command line that asks for an estimate again."""
+"""The command line that asks again."""
 
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 
+from analytic.compare import gpu_of
 from analytic.estimator import Estimate
 from analytic.flags import Flags, flag
+from analytic.measurement import Measurement
 from analytic.request import Request
 
 _WORDS = {True: "on", False: "off"}
@@ -23,6 +25,16 @@ def command_of(answer: Estimate) -> str | None:
     if gpu is not None:
         words += ["--gpu", gpu.name if answer.gpus == 1 else f"{gpu.name}:{answer.gpus}"]
     return shlex.join([*words, *_of(answer.request, Request()), *_of(answer.asked.flags, Flags())])
+
+
+def profile_command(measurement: Measurement) -> str:
+    """``ullage profile …``, which measures the same again."""
+    device, gpu = measurement.device.kind, gpu_of(measurement.device)
+    where = f"virtual:{gpu.name}" if device == "virtual" and gpu else device
+    layers = measurement.model.twin_layers
+    twin = () if layers is None else ("--twin-layers", str(layers))
+    words = ("ullage", "profile", measurement.model.id, "--device", where)
+    return shlex.join([*words, *twin, *_of(measurement.request, Request())])
 
 
 def _of(asked: Request | Flags, default: Request | Flags) -> Iterator[str]:

@@ -1,20 +1,26 @@
 """Estimate beside measurement for people and programs: the summary, then the worst rows; and the scoreboard."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from analytic.compare import Comparison, Row, Summary
+from analytic.compare import Comparison, Row
 from analytic.measurement import SCHEMA_VERSION, Measurement
-from analytic.quantity import GiB
+from analytic.report.observed import signed
+from analytic.report.parts import Block, Lines, Report, Table
+from analytic.report.residuals import COLUMNS, WORST_ROWS, blocks_of_device, figure_name, summary_cells
+from analytic.report.terminal import print_table
 from analytic.writing import write_text
 
-_WORST_ROWS = 12
-"""Rows that a terminal shows; the document has all."""
+_LISTED = 40
+"""Runs without figures in a report."""
+
+_KINDS = ("cuda", "virtual", "cpu", "meta")
+"""Of devices, in the order of a report."""
 
 _PHRASES = {"oom": "out of memory", "error": "failed"}
 
@@ -24,6 +30,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "comparison",
+        "calibration": comparison.calibrated_with,
         "summary": [asdict(summary) for summary in comparison.summaries],
         "rows": [_row(row) for row in comparison.rows],
         "not_compared": [{"id": m.id, "status": m.status} for m in comparison.without_figures],
@@ -43,6 +50,46 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
+def report(comparison: Comparison) -> Report:
+    """How many figures lie within their bounds; then the errors of each device, GPUs first."""
+    constants = f", with the constants of {comparison.calibrated_with}" if comparison.calibrated_with else ""
+    estimated = f"Each is estimated from its own request{constants}."
+    devices = sorted(_by_device(comparison).items(), key=lambda item: _KINDS.index(item[1][0].measurement.device.kind))
+    blocks: list[Block] = []
+    for place, (device, rows) in enumerate(devices, 1):
+        suffix = f"-{place}" if len(devices) > 1 else ""
+        blocks += blocks_of_device(rows, f"{_measured(rows)} On {device}. {estimated}", suffix)
+    return Report(
+        title="Estimates beside measurements",
+        assumptions=f"{_measured(comparison.rows)} {estimated}",
+        headline=_headline(comparison),
+        status=None,
+        blocks=(*blocks, *_without(comparison)),
+    )
+
+
+def _headline(comparison: Comparison) -> str:
+    rows = comparison.rows
+    if not rows:
+        return "No measurement has a figure to compare."
+    said = f"{comparison.inside:,} of {len(rows):,} figures lie within the bounds of their estimate"
+    return f"{said}; {_worst_words(rows[0])}." if rows[0].error_bytes else f"{said}; none is off by a byte."
+
+
+def _worst_words(row: Row) -> str:
+    size = "something for nothing" if row.error_fraction is None else signed(row.error_fraction)
+    return f"furthest off are the {figure_name(row.figure)} of {row.measurement.id}, by {size}"
+
+
+def _without(comparison: Comparison) -> Iterator[Block]:
+    failed = comparison.without_figures
+    if failed:
+        more = len(failed) - _LISTED
+        lines = [f"{m.id} on {m.device.name}: {_PHRASES.get(m.status, 'without figures')}" for m in failed[:_LISTED]]
+        lines += [f"… and {more:,} more: the JSON has all."] * (more > 0)
+        yield Lines(title="Not compared", lines=tuple(lines))
+
+
 def text(comparison: Comparison, console: Console) -> None:
     """How well the estimate does a figure, then where it does worst."""
     measured = {row.measurement.id for row in comparison.rows}
@@ -51,30 +98,8 @@ def text(comparison: Comparison, console: Console) -> None:
         told = Counter(_PHRASES.get(m.status, "without figures") for m in comparison.without_figures)
         console.print(f"Not compared: {', '.join(f'{count} {why}' for why, count in told.items())}.")
     console.print()
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("", "n", "median", "95 %", "maximum", "largest GiB", "inside bounds"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for summary in comparison.summaries:
-        table.add_row(*_cells(summary))
-    console.print(table)
+    print_table(Table(title="", columns=COLUMNS, rows=tuple(map(summary_cells, comparison.summaries))), console)
     _print_worst(comparison, console)
-
-
-def _cells(summary: Summary) -> tuple[str, ...]:
-    return (
-        summary.figure.replace("_", " "),
-        str(summary.measurements),
-        percent(summary.median_fraction),
-        percent(summary.p95_fraction),
-        percent(summary.max_fraction),
-        f"{summary.max_bytes / GiB:,.3f}",
-        f"{summary.inside_fraction:.0%}".replace("%", " %"),
-    )
-
-
-def percent(fraction: float) -> str:
-    """A relative error; "–" where nothing was measured and something estimated."""
-    return "–" if fraction == float("inf") else "0 %" if fraction == 0 else f"{fraction:.2%}".replace("%", " %")
 
 
 def _print_worst(comparison: Comparison, console: Console) -> None:
@@ -83,16 +108,16 @@ def _print_worst(comparison: Comparison, console: Console) -> None:
         console.print("\nNo figure is off by a byte.")
         return
     console.print("\n[dim]worst first[/]")
-    for row in wrong[:_WORST_ROWS]:
-        error = "" if row.error_fraction is None else f" ({row.error_fraction:+.2%})".replace("%", " %")
+    for row in wrong[:WORST_ROWS]:
+        error = "" if row.error_fraction is None else f" ({signed(row.error_fraction)})"
         outside = "" if row.is_inside else ", outside its bounds"
         console.print(
-            f"{row.figure.replace('_', ' ')}: measured {row.measured_bytes:,}, "
+            f"{figure_name(row.figure)}: measured {row.measured_bytes:,}, "
             f"estimated {row.estimated.bytes:,}{error}{outside}"
         )
         console.print(f"  [dim]{row.measurement.id}[/]", soft_wrap=True)
-    if len(wrong) > _WORST_ROWS:
-        console.print(f"[dim]… and {len(wrong) - _WORST_ROWS} more: --json has all.[/]")
+    if len(wrong) > WORST_ROWS:
+        console.print(f"[dim]… and {len(wrong) - WORST_ROWS} more: --json has all.[/]")
 
 
 def write_scoreboard(comparison: Comparison, file: Path) -> None:
@@ -112,12 +137,16 @@ def scoreboard(comparison: Comparison) -> str:
         "The estimate beside every measurement in this folder, written by",
         "`ullage compare results --scoreboard results/SCOREBOARD.md`. Errors are relative to what was measured.",
     ]
-    for device in sorted({_device(row.measurement) for row in comparison.rows}):
-        rows = tuple(row for row in comparison.rows if _device(row.measurement) == device)
+    for device, rows in _by_device(comparison).items():
         lines += ["", f"## {device}", "", _measured(rows), "", *_markdown(Comparison(rows=rows, without_figures=()))]
     failed = sorted(f"- `{m.id}`: {_PHRASES.get(m.status, m.status)}" for m in comparison.without_figures)
     lines += ["", "## Not compared", "", *failed] if failed else []
     return "\n".join(lines) + "\n"
+
+
+def _by_device(comparison: Comparison) -> dict[str, tuple[Row, ...]]:
+    devices = sorted({_device(row.measurement) for row in comparison.rows})
+    return {name: tuple(row for row in comparison.rows if _device(row.measurement) == name) for name in devices}
 
 
 def _device(measurement: Measurement) -> str:
@@ -130,10 +159,12 @@ def _measured(rows: tuple[Row, ...]) -> str:
     runs = {row.measurement.id: row.measurement for row in rows}
     architectures = {run.model.architecture for run in runs.values()}
     formats = {run.request.weight_format or run.request.dtype for run in runs.values()}
-    return f"{len(runs)} runs of {len(architectures)} architectures in {len(formats)} formats."
+    counts = ((runs, "run"), (architectures, "architecture"), (formats, "format"))
+    named = (f"{len(found)} {name}{'s' * (len(found) != 1)}" for found, name in counts)
+    return "{} of {} in {}.".format(*named)
 
 
 def _markdown(comparison: Comparison) -> list[str]:
-    heading = "| figure | runs | median | 95 % | maximum | largest GiB | inside bounds |"
-    rows = (f"| {' | '.join(_cells(summary))} |" for summary in comparison.summaries)
+    heading = f"| {' | '.join(('figure', 'runs', *COLUMNS[2:]))} |"
+    rows = (f"| {' | '.join(summary_cells(summary))} |" for summary in comparison.summaries)
     return [heading, "|---|---:|---:|---:|---:|---:|---:|", *rows]

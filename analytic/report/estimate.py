@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
-from rich import table as terminal
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
@@ -17,14 +17,12 @@ from analytic.report.blocks import budget, ledger_bars, way_from_the_rule
 from analytic.report.command import command_of
 from analytic.report.parts import Lines, Report, Table
 from analytic.report.sentences import assumptions, cells, gib, lever_words, most, sentence, status_of, verdict
+from analytic.report.terminal import print_table
 
 _BAR_COLUMNS = 22
 
 _BAR_WIDTH = 72
 """Columns of a terminal from which bars are shown."""
-
-_LEDGER_COLUMNS = {"": 0, "GiB": 0, "low": 48, "high": 48, "basis": 0, " ": _BAR_WIDTH}
-"""Columns of the ledger, and the width of the terminal from which they are shown; the last holds the bar."""
 
 
 def document(answer: Estimate) -> dict[str, Any]:
@@ -206,47 +204,45 @@ def _colour(answer: Estimate) -> str:
 def _print_ledger(answer: Estimate, console: Console) -> None:
     row = answer.fullest
     several = f"fullest of {answer.gpus} GPUs, " if answer.gpus > 1 else ""
-    title = f"{several}peak in {row.peak.name} ({row.peak.moment})"
-    table = terminal.Table(box=None, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="dim")
-    columns = [column for column, width in _LEDGER_COLUMNS.items() if console.width >= width]
-    for name in columns:
-        table.add_column(name, justify="right" if name in ("GiB", "low", "high") else "left", no_wrap=True)
-    scale = max(answer.capacity_bytes or 0, row.device.bytes)
-
-    def add(name: str, quantity: Quantity, start: int, style: str = "") -> None:
-        row_cells = (name, *cells(quantity), _bar(start, quantity.bytes, scale, console))
-        shown = zip(row_cells, _LEDGER_COLUMNS, strict=True)
-        table.add_row(*(cell for cell, column in shown if column in columns), style=style)
-
-    start = 0
-    for component in COMPONENTS:
-        add(component.replace("_", " "), row.components[component], start)
-        start += row.components[component].bytes
-    for total in ("allocated", "reserved", "device"):
-        add(f"= {total}", getattr(row, total), 0, "bold")
-    add("load peak", row.load_peak, 0, "dim")
-    console.print(table)
+    parts = {name.replace("_", " "): (row.components[name], "") for name in COMPONENTS}
+    sums = {f"= {name}": (getattr(row, name), "bold") for name in ("allocated", "reserved", "device")}
+    shown = parts | sums | {"load peak": (row.load_peak, "dim")}
+    starts = [*accumulate((row.components[name].bytes for name in COMPONENTS[:-1]), initial=0), 0, 0, 0, 0]
+    rows = []
+    for (name, (quantity, _)), start in zip(shown.items(), starts, strict=True):
+        middle, low, high, basis = cells(quantity)
+        rows.append((name, basis, middle, low, high, *_bar(start, quantity.bytes, answer, console)))
+    table = Table(
+        title=f"{several}peak in {row.peak.name} ({row.peak.moment})",
+        columns=("", "basis", "GiB", "low", "high", *_bar_heading(console)),
+        rows=tuple(rows),
+        words=2,
+    )
+    print_table(table, console, styles=[style for _, style in shown.values()])
 
 
-def _bar(start: int, size: int, scale: int, console: Console) -> str:
-    """A bar from ``start``, ``size`` long, of ``scale`` in all."""
-    full, empty = ("█", "·") if console.encoding.lower().startswith("utf") else ("#", ".")
+def _bar_heading(console: Console) -> tuple[str, ...]:
+    """None on a narrow terminal."""
+    return ("",) if console.width >= _BAR_WIDTH else ()
+
+
+def _bar(start: int, size: int, answer: Estimate, console: Console) -> tuple[str, ...]:
+    """A bar from ``start``, ``size`` long, of what a GPU has; none on a narrow terminal."""
+    scale = max(answer.capacity_bytes or 0, answer.fullest.device.bytes)
     first = round(_BAR_COLUMNS * start / scale)
     length = max(round(_BAR_COLUMNS * (start + size) / scale) - first, 1 if size else 0)
     first = min(first, _BAR_COLUMNS - length)
-    return empty * first + full * length + empty * (_BAR_COLUMNS - first - length)
+    bar = "·" * first + "█" * length + "·" * (_BAR_COLUMNS - first - length)
+    return (bar,) * len(_bar_heading(console))
 
 
 def _print_split(answer: Estimate, console: Console) -> None:
-    table = terminal.Table(box=None, padding=(0, 2, 0, 0), title="by GPU", title_justify="left", title_style="dim")
-    table.add_column("GPU")
-    for name in ("layers", "weights", "device GiB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    scale = max(answer.capacity_bytes or 0, answer.fullest.device.bytes)
-    for index, row in enumerate(answer.ledgers):
-        bar = (_bar(0, row.device.bytes, scale, console),) if console.width >= _BAR_WIDTH else ()
-        table.add_row(str(index), *_splitcells(row), *bar)
-    console.print(table)
+    rows = tuple(
+        (str(index), *_splitcells(row), *_bar(0, row.device.bytes, answer, console))
+        for index, row in enumerate(answer.ledgers)
+    )
+    columns = ("GPU", "layers", "weights", "device GiB", *_bar_heading(console))
+    print_table(Table(title="by GPU", columns=columns, rows=rows), console)
 
 
 def _print_notes(answer: Estimate, console: Console) -> None:

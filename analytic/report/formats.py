@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from analytic.formats.catalog import Row, read_methods
 from analytic.report import SCHEMA_VERSION
+from analytic.report.parts import Table
+from analytic.report.terminal import print_table
 
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:
@@ -22,12 +23,8 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
 
 def text(rows: Sequence[Row], console: Console) -> None:
     """What `--quantization` takes, and which checkpoints are read."""
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for name, justify in (("--quantization", "left"), ("bits", "right"), ("packs", "left"), ("made", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(row.name, f"{row.bits_per_weight:.3f}", row.packs, row.made)
-    console.print(table)
+    told = tuple((row.name, row.packs, row.made, f"{row.bits_per_weight:.3f}") for row in rows)
+    print_table(Table(title="", columns=("--quantization", "packs", "made", "bits"), rows=told, words=3), console)
     console.print("\nbits: of a weight in a 4,096 x 4,096 matrix, with scales and all that stands beside it.")
     console.print("a mixture: llama-quantize gives some tensors more bits, some fewer; the figure is the base type's.")
     console.print(f"Published checkpoints that are read: {', '.join(read_methods())}; safetensors in any dtype.")

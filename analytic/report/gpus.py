@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from analytic.hardware import Gpu
 from analytic.report import SCHEMA_VERSION
+from analytic.report.parts import Table
+from analytic.report.terminal import print_table
 
 
 def document(rows: Iterable[Gpu]) -> dict[str, Any]:
@@ -18,11 +19,11 @@ def document(rows: Iterable[Gpu]) -> dict[str, Any]:
 
 def text(rows: Iterable[Gpu], console: Console) -> None:
     """The GPU table."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("GPU", "kind", "MiB", "capability", "SMs", "GB/s"):
-        table.add_column(name, justify="left" if name in ("GPU", "kind") else "right", no_wrap=True)
-    for gpu in rows:
-        capability = ".".join(map(str, gpu.capability)) if gpu.capability else "?"
-        speed = f"{gpu.bandwidth_bytes_per_s / 1e9:,.0f}" if gpu.bandwidth_bytes_per_s else "?"
-        table.add_row(gpu.name, gpu.kind, f"{gpu.total_bytes >> 20:,}", capability, str(gpu.sms or "?"), speed)
-    console.print(table)
+    columns = ("GPU", "kind", "MiB", "capability", "SMs", "GB/s")
+    print_table(Table(title="", columns=columns, rows=tuple(map(_cells, rows)), words=2), console)
+
+
+def _cells(gpu: Gpu) -> tuple[str, ...]:
+    capability = ".".join(map(str, gpu.capability)) if gpu.capability else "–"
+    speed = f"{gpu.bandwidth_bytes_per_s / 1e9:,.0f}" if gpu.bandwidth_bytes_per_s else "–"
+    return gpu.name, gpu.kind, f"{gpu.total_bytes >> 20:,}", capability, str(gpu.sms or "–"), speed

@@ -1,19 +1,20 @@
 """A look into a model, as text and as JSON."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from analytic.holding import Loading
+from analytic.holding import Holding, Loading
 from analytic.inspection import Inspection, is_packed
 from analytic.loaded import Loaded
 from analytic.models.inventory import TensorGroup
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
+from analytic.report.parts import Table
+from analytic.report.terminal import print_table
 from analytic.weights import ServedGroup
 
 
@@ -83,15 +84,17 @@ def text(found: Inspection, console: Console, *, tensors: bool = False, layers: 
     if model.stored_bytes not in (None, found.weights.bytes):
         console.print(f"The checkpoint's files hold {_size(model.stored_bytes or 0)} of tensors.")
     console.print()
-    console.print(_roles(found))
-    if tensors:
-        console.print(_tensors(found.tensors))
-    if layers:
-        console.print(_rows("layer", found.by_layer))
-    if found.left:
-        console.print(_left(found))
-    console.print()
-    console.print(_loadings(found.loadings))
+    tables = {
+        _roles: True,
+        _tensors: tensors,
+        _layers: layers,
+        _left: bool(found.left),
+        _loadings: True,
+    }
+    for table, is_shown in tables.items():
+        if is_shown:
+            print_table(table(found), console)
+            console.print()
     _print_cache(found, console)
     for note in model.notes:
         console.print(f"note: {note}", style="dim")
@@ -105,37 +108,38 @@ def _many(count: int) -> str:
     return f"{count / 1e9:,.2f} B" if count >= 10**8 else f"{count / 1e6:,.2f} M"
 
 
-def _grid(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for name, justify in columns:
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    return table
-
-
 def _roles(found: Inspection) -> Table:
-    table = _grid(
-        ("role", "left"), ("format", "left"), ("tensors", "right"), ("parameters", "right"), ("size", "right")
-    )
     sums: dict[tuple[str, str], list[int]] = {}
     for served in found.tensors:
         row = sums.setdefault((served.group.role, served.format), [0, 0, 0])
         for index, value in enumerate(_figures(served)):
             row[index] += value
-    for (role, name), (count, parameters, size) in sorted(sums.items(), key=lambda item: -item[1][2]):
-        table.add_row(role, name, f"{count:,}", f"{parameters:,}", _size(size))
-    return table
+    largest = sorted(sums.items(), key=lambda item: -item[1][2])
+    return Table(
+        title="",
+        columns=("role", "format", "tensors", "parameters", "size"),
+        rows=tuple(
+            (*names, f"{count:,}", f"{parameters:,}", _size(size)) for names, (count, parameters, size) in largest
+        ),
+        words=2,
+    )
 
 
 def _figures(served: ServedGroup) -> tuple[int, int, int]:
     return served.group.count, served.group.elements * served.group.count, served.bytes
 
 
-def _tensors(tensors: Iterable[ServedGroup]) -> Table:
-    table = _grid(("tensor", "left"), ("shape", "left"), ("format", "left"), ("layers", "left"), ("size", "right"))
-    for served in tensors:
-        shape = " x ".join(map(str, served.group.shape)) or "scalar"
-        table.add_row(served.group.name, shape, served.format, _span(served.group), _size(served.bytes))
-    return table
+def _tensors(found: Inspection) -> Table:
+    return Table(
+        title="",
+        columns=("tensor", "shape", "format", "layers", "size"),
+        rows=tuple((t.group.name, _shape(t.group), t.format, _span(t.group), _size(t.bytes)) for t in found.tensors),
+        words=4,
+    )
+
+
+def _shape(group: TensorGroup) -> str:
+    return " x ".join(map(str, group.shape)) or "scalar"
 
 
 def _span(group: TensorGroup) -> str:
@@ -147,30 +151,27 @@ def _span(group: TensorGroup) -> str:
     return span if group.copies == 1 else f"{span}, {group.copies} each"
 
 
-def _rows(name: str, rows: Iterable[tuple[str, int]]) -> Table:
-    table = _grid((name, "left"), ("size", "right"))
-    for label, size in rows:
-        table.add_row(label, _size(size))
-    return table
+def _layers(found: Inspection) -> Table:
+    return Table(title="", columns=("layer", "size"), rows=tuple((name, _size(size)) for name, size in found.by_layer))
 
 
 def _left(found: Inspection) -> Table:
-    table = _grid(("not quantised", "left"), ("size", "right"), ("why", "left"))
-    for row in found.left:
-        table.add_row(row.name.removesuffix(".weight"), _size(row.bytes), row.why)
-    return table
+    rows = tuple((row.name.removesuffix(".weight"), row.why, _size(row.bytes)) for row in found.left)
+    return Table(title="", columns=("not quantised", "why", "size"), rows=rows, words=2)
 
 
-def _loadings(loadings: Iterable[Loading]) -> Table:
-    table = _grid(("weights as loaded by", "left"), ("on", "left"), ("size", "right"), ("more or less", "left"))
-    for loading in loadings:
-        engine = f"{loading.engine} {loading.version}"
-        if loading.refused:
-            hint = f" ({loading.hint})" if 0 < len(loading.hint) <= _LONGEST_HINT else ""
-            table.add_row(engine, "", "", Text(loading.refused + hint, style="dim"))
-        for row in loading.rows:
-            table.add_row(engine, row.place, _size(row.bytes), Text(_changes(row), style="dim"))
-    return table
+def _loadings(found: Inspection) -> Table:
+    rows = tuple(cells for loading in found.loadings for cells in _loading_cells(loading))
+    return Table(title="", columns=("weights as loaded by", "on", "more or less", "size"), rows=rows, words=3)
+
+
+def _loading_cells(loading: Loading) -> Iterator[tuple[str, str, str, str]]:
+    engine = f"{loading.engine} {loading.version}"
+    if loading.refused:
+        hint = f" ({loading.hint})" if 0 < len(loading.hint) <= _LONGEST_HINT else ""
+        yield engine, "", loading.refused + hint, ""
+    for row in loading.rows:
+        yield engine, row.place, _changes(row), _size(row.bytes)
 
 
 def _changes(row: Loaded) -> str:
@@ -192,17 +193,17 @@ def _signed(count: int) -> str:
 def _print_cache(found: Inspection, console: Console) -> None:
     per_token = sum(row.bytes_per_token for row in found.cache)
     sequences = f"{found.sequences:,} sequence{'s' * (found.sequences > 1)}"
-    console.print()
     said = f"One more token of a sequence of {found.tokens:,} takes {per_token:,} bytes ({found.dtype})."
     console.print(Text(said, style="bold"))
-    table = _grid(("layers", "right"), ("kind", "left"), ("keeps", "left"), ("bytes a token", "right"))
-    for row in found.cache:
-        table.add_row(str(row.layers), row.kind, row.heads, f"{row.bytes_per_token:,}")
-    console.print(table)
+    rows = tuple((row.kind, row.heads, str(row.layers), f"{row.bytes_per_token:,}") for row in found.cache)
+    print_table(Table(title="", columns=("kind", "keeps", "layers", "bytes a token"), rows=rows, words=2), console)
     console.print()
-    held = _grid((f"{sequences} of {found.tokens:,} tokens in", "left"), ("MiB", "right"), ("", "left"))
-    for holding in found.holders:
-        size = "" if holding.bytes is None else f"{holding.bytes / 2**20:,.2f}"
-        notes = holding.refused or "; ".join(dict.fromkeys(row.note for row in holding.rows if row.note))
-        held.add_row(holding.holder, size, Text(notes, style="dim"))
-    console.print(held)
+    held = tuple(map(_holding_cells, found.holders))
+    heading = f"{sequences} of {found.tokens:,} tokens in"
+    print_table(Table(title="", columns=(heading, "how", "MiB"), rows=held, words=2), console)
+
+
+def _holding_cells(holding: Holding) -> tuple[str, str, str]:
+    notes = holding.refused or "; ".join(dict.fromkeys(row.note for row in holding.rows if row.note))
+    size = "" if holding.bytes is None else f"{holding.bytes / 2**20:,.2f}"
+    return holding.holder, notes, size

@@ -1,23 +1,30 @@
-"""A measurement for people: how it ended, its phases, and the ledger that was observed."""
+"""A measurement as JSON, as text and as a report: how it ended, its phases, and the ledger that was observed."""
+
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from analytic.course import course_of
 from analytic.measurement import Measurement, Phase
 from analytic.measurement import measurement_document as document
-from analytic.quantity import GiB
+from analytic.report.command import profile_command
+from analytic.report.observed import beside_estimate, course, observed, verb, way
+from analytic.report.parts import Block, Lines, Report, Status, Table
+from analytic.report.sentences import gib, sentence
+from analytic.report.spark import sparks
+from analytic.report.terminal import print_table
 
-__all__ = ("document", "text")
+__all__ = ("document", "report", "text")
 
-MIB = 2**20
+_MIB = 2**20
 
 _PHASE_COLUMNS = {
     "allocated": "allocated_bytes",
-    "peak": "max_allocated_bytes",
+    "allocated peak": "max_allocated_bytes",
     "reserved": "reserved_bytes",
-    "peak ": "max_reserved_bytes",
+    "reserved peak": "max_reserved_bytes",
     "device": "device_used_bytes",
     "process": "max_rss_bytes",
 }
@@ -31,21 +38,170 @@ _BASES = {
     "calibrated-context": "what the allocator reserved, and a context as calibrated",
 }
 
+_STATUSES: dict[str, Status | None] = {"ok": "fits", "oom": "no", "error": None}
+
+_LISTED = 20
+"""Kinds of modules in a report."""
+
+
+def report(measurement: Measurement) -> Report:
+    """The ledger beside the estimate's, memory over the run with its peak, and the way from the rule of thumb."""
+    assumptions = f"{_what(measurement)}."
+    blocks: tuple[Block, ...] = (
+        *beside_estimate(measurement, assumptions),
+        *course(measurement, assumptions),
+        _phases(measurement),
+        *_at_peaks(measurement),
+        *_weights(measurement),
+        *_advice(measurement),
+        *way(measurement),
+        *_notes(measurement),
+    )
+    return Report(
+        title=f"{measurement.model.id} on {measurement.device.name}: memory as {verb(measurement)}",
+        assumptions=assumptions,
+        headline=_headline(measurement),
+        status=_STATUSES[measurement.status],
+        blocks=blocks,
+        command=profile_command(measurement),
+    )
+
+
+def _headline(measurement: Measurement) -> str:
+    most = next((f"{gib(v)} GiB {name}" for name, v in _totals(measurement)), "")
+    return sentence(f"{most} at most; {_outcome(measurement)}" if most else _outcome(measurement))
+
+
+def _totals(measurement: Measurement) -> Iterator[tuple[str, int]]:
+    """The widest first."""
+    totals, whole = measurement.totals, measurement.device.total_bytes
+    of = f"of the device's {gib(whole)}" if whole else "of the device"
+    for name, size in ((of, totals.device), ("reserved", totals.reserved), ("allocated", totals.allocated)):
+        if size is not None:
+            yield name, size
+
+
+def _phases(measurement: Measurement) -> Table:
+    shown = {
+        heading: name
+        for heading, name in _PHASE_COLUMNS.items()
+        if any(getattr(phase, name) is not None for phase in measurement.phases)
+    }
+    return Table(
+        title="GiB a phase",
+        columns=("", *shown, "seconds"),
+        rows=tuple(
+            (phase.name, *(_cell(phase, name) for name in shown.values()), f"{phase.seconds:.1f}")
+            for phase in measurement.phases
+        ),
+    )
+
+
+def _cell(phase: Phase, name: str) -> str:
+    value = getattr(phase, name)
+    return "–" if value is None else gib(value)
+
+
+def _at_peaks(measurement: Measurement) -> Iterator[Block]:
+    """What set each peak, and the largest tensors at the highest one of serving."""
+    if not measurement.peaks:
+        return
+    enough = " with memory enough" * (measurement.status == "oom")
+    lines = tuple(
+        f"{peak.phase} peak{enough}: {gib(peak.requested_bytes)} GiB asked for, by {peak.op or '–'} in "
+        f"{peak.module or 'generate'}"
+        for peak in measurement.peaks
+    )
+    yield Lines(title="What set each peak", lines=lines)
+    highest = max(measurement.peaks, key=lambda peak: (bool(peak.tensors), peak.requested_bytes))
+    yield Table(
+        title=f"Largest at the {highest.phase} peak{enough}",
+        columns=("shape", "of", "tensors", "MiB"),
+        rows=tuple(
+            (
+                f"{row.dtype} {list(row.shape)}",
+                f"{row.op}, {row.module or 'generate'}",
+                f"{row.count:,}",
+                f"{row.bytes / _MIB:,.1f}",
+            )
+            for row in highest.tensors
+        ),
+        words=2,
+    )
+
+
+def _weights(measurement: Measurement) -> Iterator[Table]:
+    if measurement.weights_by_format:
+        yield Table(
+            title="Weights by format",
+            columns=("format", "GiB", "bytes"),
+            rows=tuple((kind, gib(size), f"{size:,}") for kind, size in measurement.weights_by_format.items()),
+        )
+    rows = sorted(measurement.modules, key=lambda row: -row.bytes)
+    if rows:
+        more = len(rows) - _LISTED
+        yield Table(
+            title="Modules that hold most",
+            columns=("module", "class", "count", "MiB"),
+            rows=tuple((row.name, row.kind, f"{row.count:,}", f"{row.bytes / _MIB:,.1f}") for row in rows[:_LISTED]),
+            words=2,
+            note=f"… and {more} more: the JSON has all." if more > 0 else "{} stands for the number of the layer.",
+        )
+
+
+def _advice(measurement: Measurement) -> Iterator[Table]:
+    if measurement.advice:
+        yield Table(
+            title="Under other allocator settings",
+            columns=("PYTORCH_ALLOC_CONF", "reserved GiB", "saves GiB"),
+            rows=tuple(
+                (row.alloc_conf, gib(row.max_reserved_bytes), _saved(row.status, row.saved_bytes))
+                for row in measurement.advice
+            ),
+        )
+
+
+def _saved(status: str, saved_bytes: int) -> str:
+    return "out of memory" if status == "oom" else gib(saved_bytes)
+
+
+def _notes(measurement: Measurement) -> Iterator[Lines]:
+    lines = [f"device: {_BASES[basis]}."] if (basis := measurement.device.used_basis) else []
+    if measurement.model.weights == "sparse":
+        lines.append("The weights had no values: int8 outliers and expert routing depend on them.")
+    if measurement.failure is not None:
+        lines.append(f"{measurement.failure.phase} failed: {measurement.failure.message}")
+    if lines or measurement.notes:
+        yield Lines(title="Notes", lines=(*lines, *measurement.notes))
+
 
 def text(measurement: Measurement, console: Console) -> None:
     """What was run and how it ended, then what it took."""
     if measurement.tried:
         tried = ", ".join(f"{t.value:,} {'fits' if t.status == 'ok' else 'does not'}" for t in measurement.tried)
         console.print(f"[dim]tried {tried}[/]")
-    console.print(Text.assemble(_what(measurement), (_outcome(measurement), _colour(measurement))))
+    console.print(Text.assemble(f"{_what(measurement)}: ", (_outcome(measurement), _colour(measurement))))
     console.print()
     if len(measurement.phases) > 1:
-        _print_phases(measurement, console)
+        print_table(_phases(measurement), console)
+        console.print()
     _print_ledger(measurement, console)
     _print_timeline(measurement, console)
-    _print_peaks(measurement, console)
-    _print_advice(measurement, console)
+    for block in _at_peaks(measurement):
+        _print(block, console)
+    for table in _advice(measurement):
+        console.print()
+        print_table(table, console)
     _print_notes(measurement, console)
+
+
+def _print(block: Block, console: Console) -> None:
+    if isinstance(block, Table):
+        print_table(block, console)
+    elif isinstance(block, Lines):
+        console.print()
+        for line in block.lines:
+            console.print(escape(line))
 
 
 def _what(measurement: Measurement) -> str:
@@ -56,7 +212,7 @@ def _what(measurement: Measurement) -> str:
     return (
         f"{model.id}{twin} in {precision}{values}, {request.engine} with {request.attention}, "
         f"{request.batch_size:,} sequence{'s' * (request.batch_size > 1)} of "
-        f"{request.prompt_tokens:,} + {request.output_tokens:,} tokens on {measurement.device.name}: "
+        f"{request.prompt_tokens:,} + {request.output_tokens:,} tokens on {measurement.device.name}"
     )
 
 
@@ -68,8 +224,8 @@ def _outcome(measurement: Measurement) -> str:
         return f"{verb} in {seconds:.1f} s."
     if measurement.status == "error":
         return f"failed in {failure.phase}: {failure.message}"
-    asked = "" if failure.asked_bytes is None else f", asked for {_gib(failure.asked_bytes)} GiB"
-    free = "" if failure.free_bytes is None else f" with {_gib(failure.free_bytes)} GiB free"
+    asked = "" if failure.asked_bytes is None else f", asked for {gib(failure.asked_bytes)} GiB"
+    free = "" if failure.free_bytes is None else f" with {gib(failure.free_bytes)} GiB free"
     where = f", {failure.module}" if failure.module else ""
     token = f", output token {failure.token + 1:,}" if failure.token is not None else ""
     return f"out of memory in {failure.phase}{token}{where}{asked}{free}."
@@ -79,103 +235,23 @@ def _colour(measurement: Measurement) -> str:
     return {"ok": "bold green", "oom": "bold red", "error": "bold red"}[measurement.status]
 
 
-def _print_phases(measurement: Measurement, console: Console) -> None:
-    shown = {
-        heading: name
-        for heading, name in _PHASE_COLUMNS.items()
-        if any(getattr(phase, name) is not None for phase in measurement.phases)
-    }
-    table = Table(box=None, padding=(0, 2, 0, 0), title="GiB a phase", title_justify="left", title_style="dim")
-    table.add_column("")
-    for heading in (*shown, "seconds"):
-        table.add_column(heading.strip(), justify="right", no_wrap=True)
-    for phase in measurement.phases:
-        table.add_row(phase.name, *(_cell(phase, name) for name in shown.values()), f"{phase.seconds:.1f}")
-    console.print(table)
-    console.print()
-
-
-def _cell(phase: Phase, name: str) -> str:
-    value = getattr(phase, name)
-    return "–" if value is None else _gib(value)
-
-
 def _print_ledger(measurement: Measurement, console: Console) -> None:
-    figures = {**vars(measurement.components), **{f"= {k}": v for k, v in vars(measurement.totals).items()}}
-    known = {name: value for name, value in figures.items() if value is not None}
-    if not known:
+    rows = tuple((name, gib(size), f"{size:,}") for name, size in observed(measurement).items())
+    if not rows:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), title="observed", title_justify="left", title_style="dim")
-    table.add_column("")
-    table.add_column("GiB", justify="right")
-    table.add_column("bytes", justify="right")
-    for name, value in known.items():
-        plain = name.replace("_", " ").replace("= load peak", "load peak")
-        table.add_row(plain, _gib(value), f"{value:,}", style="bold" if name.startswith("=") else "")
-    console.print(table)
+    styles = ["bold" if name.startswith("=") else "" for name, *_ in rows]
+    print_table(Table(title="Observed", columns=("", "GiB", "bytes"), rows=rows), console, styles=styles)
     for kind, size in measurement.weights_by_format.items():
         console.print(f"  [dim]{escape(kind)}: {size:,} bytes[/]")
 
 
-_LEVELS = "▁▂▃▄▅▆▇█"
-_WIDTH = 60
-
-
 def _print_timeline(measurement: Measurement, console: Console) -> None:
-    """The most that was allocated and reserved in each part of serving, between the weights and the highest of it."""
-    weights = measurement.components.weights
-    told = [(at, held, kept) for at, held, kept, _ in measurement.timeline if held is not None and kept is not None]
-    loaded = next((at for at, sample in enumerate(told) if weights and sample[1] >= weights), len(told))
-    serving = told[loaded:]
-    if len(serving) < _WIDTH:
-        return
-    low, high = min(s[1] for s in serving), max(s[2] for s in serving)
-    first, last = serving[0][0], serving[-1][0]
-    if low == high or first == last:
-        return
-    console.print()
-    console.print(f"serving, from {_gib(low)} to {_gib(high)} GiB")
-    for place, name in ((1, "allocated"), (2, "reserved")):
-        parts = [low] * _WIDTH
-        for sample in serving:
-            part = int((sample[0] - first) / (last - first) * (_WIDTH - 1))
-            parts[part] = max(parts[part], int(sample[place]))
-        line = "".join(_LEVELS[(part - low) * (len(_LEVELS) - 1) // (high - low)] for part in parts)
-        console.print(f"{name:10}{line}", highlight=False)
-
-
-def _print_peaks(measurement: Measurement, console: Console) -> None:
-    """What set each peak, and the largest tensors at the highest one of serving."""
-    if not measurement.peaks:
-        return
-    console.print()
-    for peak in measurement.peaks:
-        console.print(
-            f"{peak.phase} peak: {_gib(peak.requested_bytes)} GiB asked for, "
-            f"by {escape(peak.op or '–')} in {escape(peak.module or 'generate')}",
-            soft_wrap=True,
-        )
-    highest = max(measurement.peaks, key=lambda peak: (bool(peak.tensors), peak.requested_bytes))
-    table = Table(box=None, padding=(0, 2, 0, 0), title=f"largest at the {highest.phase} peak", title_justify="left")
-    for heading in ("MiB", "tensors", "shape", "of"):
-        table.add_column(heading, justify="right" if heading in ("MiB", "tensors") else "left", overflow="fold")
-    for row in highest.tensors:
-        shape = f"{row.dtype} {list(row.shape)}"
-        table.add_row(f"{row.bytes / MIB:,.1f}", str(row.count), escape(shape), escape(f"{row.op}, {row.module}"))
-    console.print(table)
-
-
-def _print_advice(measurement: Measurement, console: Console) -> None:
-    if not measurement.advice:
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), title="under other allocator settings", title_justify="left")
-    for heading in ("PYTORCH_ALLOC_CONF", "reserved GiB", "saves GiB"):
-        table.add_column(heading, justify="left" if heading.startswith("PY") else "right", overflow="fold")
-    for row in measurement.advice:
-        saved = "out of memory" if row.status == "oom" else f"{row.saved_bytes / GiB:,.2f}"
-        table.add_row(row.alloc_conf, _gib(row.max_reserved_bytes), saved)
-    console.print()
-    console.print(table)
+    found = course_of(measurement)
+    lines = [] if found is None else list(sparks(found, room=console.width))
+    if lines:
+        console.print()
+    for line in lines:
+        console.print(line, highlight=False)
 
 
 def _print_notes(measurement: Measurement, console: Console) -> None:
@@ -185,7 +261,3 @@ def _print_notes(measurement: Measurement, console: Console) -> None:
         console.print("[dim]The weights had no values: int8 outliers and expert routing depend on them.[/]")
     for note in measurement.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
-
-
-def _gib(count: int) -> str:
-    return f"{count / GiB:,.2f}"

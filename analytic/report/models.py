@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from analytic.models.catalog import Entry
 from analytic.report import SCHEMA_VERSION
+from analytic.report.parts import Table
+from analytic.report.terminal import print_table
 
 
 def document(rows: Iterable[Entry]) -> dict[str, Any]:
@@ -18,10 +19,5 @@ def document(rows: Iterable[Entry]) -> dict[str, Any]:
 
 def text(rows: Iterable[Entry], console: Console) -> None:
     """The catalogue."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("model", "parameters", "Hub id"):
-        right = name == "parameters"
-        table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=10 if right else None)
-    for row in rows:
-        table.add_row(row.name, f"{row.parameters / 1e9:,.2f} B", row.id)
-    console.print(table)
+    told = tuple((row.name, row.id, f"{row.parameters / 1e9:,.2f} B") for row in rows)
+    print_table(Table(title="", columns=("model", "Hub id", "parameters"), rows=told, words=2), console)

@@ -4,7 +4,13 @@ import codecs
 from typing import TextIO
 
 STAND_INS = {
-    **dict(zip("×–−…≥≤≈±·●◐→’“”", ("x", "-", "-", "...", ">=", "<=", "~", "+-", ".", "+", "~", "->", "'", '"', '"'), strict=True)),
+    **dict(
+        zip(
+            "×–−…≥≤≈±·●◐→’“”",
+            ("x", "-", "-", "...", ">=", "<=", "~", "+-", ".", "+", "~", "->", "'", '"', '"'),
+            strict=True,
+        )
+    ),
     **dict(zip("▁▂▃▄▅▆▇█", "_.-=+*%#", strict=True)),
 }
 """By character. Those of tables and bars are one column wide, so that columns stay below each other."""

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rich import table as terminal
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,6 +17,7 @@ from analytic.report.blocks import heat_map, ledger_bars
 from analytic.report.command import command_of
 from analytic.report.parts import Block, FormatMap, Lines, Report, Spot, Table
 from analytic.report.sentences import gib, sentence
+from analytic.report.terminal import print_table
 
 SHOWN = 15
 """Options of the short list in a table."""
@@ -26,11 +26,7 @@ LISTED = 50
 """Options of the short list of which JSON has the matrix, the largest sizes and the notes; the smallest and the
 cheapest have them too."""
 
-_MARKS: dict[bool, dict[Cell, str]] = {
-    True: {"fits": "●", "tight": "◐", "no": "·"},
-    False: {"fits": "+", "tight": "~", "no": "."},
-}
-"""With Unicode, and without."""
+_MARKS: dict[Cell, str] = {"fits": "●", "tight": "◐", "no": "·"}
 
 
 def document(found: Plan) -> dict[str, Any]:
@@ -86,24 +82,12 @@ def text(found: Plan, console: Console) -> None:
     for line in _answers(found):
         console.print(f"[bold green]{escape(line)}[/]")
     console.print()
-    table = terminal.Table(box=None, padding=(0, 2, 0, 0))
-    for name in _columns(found):
-        left = name in ("GPUs", "split", "format")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for option in found.shortlist[:SHOWN]:
-        table.add_row(*map(escape, _cells(option, found)), style="" if option.is_certain else "yellow")
-    console.print(table)
-    if len(found.shortlist) > SHOWN:
-        console.print(f"[dim]… and {len(found.shortlist) - SHOWN} more, all of them in --json[/]")
+    shortlist = found.shortlist[:SHOWN]
+    print_table(_shortlist(found), console, styles=["" if o.is_certain else "yellow" for o in shortlist])
     best = found.best
     if best is not None:
         console.print()
-        marks = _MARKS[console.encoding.lower().startswith("utf")]
-        console.print(f"{escape(_named(best))}: tokens of each sequence, and sequences at once")
-        console.print(_grid(best, found, marks))
-        console.print(
-            f"[dim]{marks['fits']} fits  {marks['tight']} within the bounds of error  {marks['no']} too much[/]"
-        )
+        print_table(_grid(best, found), console)
         for note in best.notes:
             console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
     _print_refused(found, console)
@@ -253,14 +237,16 @@ def _cells(option: Option, found: Plan) -> tuple[str, ...]:
     return cells[: len(_columns(found))]
 
 
-def _grid(option: Option, found: Plan, marks: dict[Cell, str]) -> terminal.Table:
-    table = terminal.Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("", justify="right", no_wrap=True)
-    for concurrency in found.question.concurrencies:
-        table.add_column(f"{concurrency:,}", justify="right", no_wrap=True)
-    for tokens, row in zip(found.question.contexts, option.matrix(len(found.question.concurrencies)), strict=True):
-        table.add_row(f"{tokens:,}", *(marks[cell] for cell in row))
-    return table
+def _grid(option: Option, found: Plan) -> Table:
+    concurrencies = found.question.concurrencies
+    cells = zip(found.question.contexts, option.matrix(len(concurrencies)), strict=True)
+    return Table(
+        title=f"{_named(option)}: tokens of each sequence, and sequences at once",
+        columns=("", *(f"{concurrency:,}" for concurrency in concurrencies)),
+        rows=tuple((f"{tokens:,}", *(_MARKS[cell] for cell in row)) for tokens, row in cells),
+        words=0,
+        note=f"{_MARKS['fits']} fits  {_MARKS['tight']} within the bounds of error  {_MARKS['no']} too much",
+    )
 
 
 def _print_refused(found: Plan, console: Console) -> None:

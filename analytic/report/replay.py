@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
+from analytic.report.parts import Table
+from analytic.report.terminal import print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
 DEFAULTS = "PyTorch's defaults"
@@ -107,10 +110,12 @@ def document(answer: Replay) -> dict[str, Any]:
 
 def text(answer: Replay, console: Console) -> None:
     """The events, what they need under each configuration, and how far the recording agrees."""
-    console.print(_events(answer), soft_wrap=True)
+    console.print(f"{escape(answer.snapshot)}:", soft_wrap=True)
+    for line in _events(answer):
+        console.print(line)
     console.print(_limit(answer))
     console.print()
-    console.print(_table(answer))
+    print_table(_table(answer), console)
     for number, outcome in enumerate(answer.outcomes, 1):
         console.print(f"[dim]{number}[/] {_name(outcome)}", soft_wrap=True)
         if outcome.out_of_memory is not None:
@@ -121,17 +126,16 @@ def text(answer: Replay, console: Console) -> None:
         console.print(f"[yellow]warning[/] {escape(warning)}")
 
 
-def _events(answer: Replay) -> str:
-    parts = [f"{escape(answer.snapshot)}: {answer.num_events:,} events of device {answer.device}"]
+def _events(answer: Replay) -> Iterator[str]:
+    yield f"{answer.num_events:,} events of device {answer.device}"
     if answer.num_streams > 1:
-        parts.append(f"{answer.num_streams} streams, with pools of their own")
+        yield f"{answer.num_streams} streams, with pools of their own"
     if answer.num_preceding:
-        parts.append(f"{answer.num_preceding:,} older allocations ({_gib(answer.preceding_bytes)} GiB) first")
+        yield f"{answer.num_preceding:,} older allocations ({_gib(answer.preceding_bytes)} GiB) first"
     if answer.num_emptied:
-        parts.append(f"emptyings of the cache: {answer.num_emptied:,}")
+        yield f"emptyings of the cache: {answer.num_emptied:,}"
     if answer.failed_events:
-        parts.append(f"failed requests, made again: {len(answer.failed_events):,}")
-    return f"{'; '.join(parts)}."
+        yield f"failed requests, made again: {len(answer.failed_events):,}"
 
 
 def _limit(answer: Replay) -> str:
@@ -146,20 +150,22 @@ _COLUMNS = ("", "allocated GiB", "reserved GiB", "slack GiB", "segments", "retri
 
 
 def _table(answer: Replay) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in _COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for number, outcome in enumerate(answer.outcomes, 1):
-        table.add_row(
-            f"[dim]{number}[/]",
-            _gib(outcome.max_allocated_bytes),
-            _gib(outcome.max_reserved_bytes),
-            _gib(outcome.slack_bytes),
-            f"{outcome.max_num_segments:,}",
-            str(outcome.num_alloc_retries),
-            "–" if answer.capacity_bytes is None else "yes" if outcome.out_of_memory is None else "no",
-        )
-    return table
+    return Table(
+        title="",
+        columns=_COLUMNS,
+        rows=tuple(
+            (
+                str(number),
+                _gib(outcome.max_allocated_bytes),
+                _gib(outcome.max_reserved_bytes),
+                _gib(outcome.slack_bytes),
+                f"{outcome.max_num_segments:,}",
+                str(outcome.num_alloc_retries),
+                "–" if answer.capacity_bytes is None else "yes" if outcome.out_of_memory is None else "no",
+            )
+            for number, outcome in enumerate(answer.outcomes, 1)
+        ),
+    )
 
 
 def _name(outcome: Outcome) -> str:

@@ -1,16 +1,22 @@
 """Engines' logs beside their estimates, and what was fitted to them."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import ceil, floor
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from analytic.engine_constants import EngineCalibration, engine_calibration_document
+from analytic.engine_constants import EngineCalibration, Scale, engine_calibration_document
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
+from analytic.report.parts import Block, Interval, Intervals, Lines, Point, Predicted, Report, Table
+from analytic.report.terminal import print_table
 from analytic.starts.beside import Beside, Row
+
+_NAMED = 4
+"""Models or versions that a line names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,45 +55,158 @@ def _beside(found: Beside) -> dict[str, Any]:
     }
 
 
-def text(found: Compared, console: Console) -> None:
-    """A table a run, what is partial, then the constants."""
+def report(found: Compared) -> Report:
+    """How many figures lie within their bounds; all of them as a figure, the constants, then a table a log."""
+    rows = [row for beside in found.besides for row in beside.rows]
+    inside = sum(row.is_within for row in rows)
+    blocks: list[Block] = [*_predicted(found), *_fitted(found)]
     for beside in found.besides:
-        run = beside.run
-        version = run.version or "of an unknown version"
-        console.print(f"[bold]{escape(beside.source)}[/]: {escape(run.engine)} {escape(version)}, {beside.model.id}")
-        console.print(_table(beside))
-        for note in beside.notes:
-            console.print(f"[dim]  {escape(note)}[/]", highlight=False)
-        console.print()
-    if found.fitted is not None:
-        _print_fitted(found.fitted, console)
+        blocks += _of_log(beside)
+    return Report(
+        title="Engines' logs beside their estimates",
+        assumptions=_assumptions(found),
+        headline=f"{inside:,} of {len(rows):,} printed figures lie within the bounds of their estimate.",
+        status=None,
+        blocks=tuple(blocks),
+    )
 
 
-def _table(beside: Beside) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("component", "rank", "printed", "estimated", "bounds", "error"):
-        table.add_column(name, justify="left" if name in ("component", "rank") else "right", no_wrap=True)
-    for row in beside.rows:
-        bounds = "" if row.low == row.high else f"{_size(row, row.low)}–{_size(row, row.high)}"
-        error = "" if row.error is None else f"{row.error:+.2%}"
-        cells = (row.component, row.place, _size(row, row.printed), _size(row, row.estimated), bounds, error)
-        table.add_row(*map(escape, cells), style="" if row.is_within else "yellow")
-    return table
+def _assumptions(found: Compared) -> str:
+    engines = tuple(f"{b.run.engine} {b.run.version or 'of an unknown version'}" for b in found.besides)
+    models = _listed(tuple(beside.model.id for beside in found.besides), "models")
+    said = f"{len(found.besides)} start{'s' * (len(found.besides) != 1)} of {_listed(engines, 'versions')}, of {models}"
+    return f"{said}. Each is estimated from the settings that its log prints; its notes say what is assumed."
+
+
+def _listed(names: tuple[str, ...], what: str) -> str:
+    """A few by name, of more the number."""
+    once = tuple(dict.fromkeys(names))
+    return ", ".join(once) if len(once) <= _NAMED else f"{len(once)} {what}"
+
+
+def _predicted(found: Compared) -> Iterator[Predicted]:
+    """Sizes; counts of blocks and tokens follow from one of them and are in the tables alone."""
+    shown = [(b, row) for b in found.besides for row in b.rows if not row.is_count and row.printed > 0]
+    if shown:
+        inside = sum(row.is_within for _, row in shown)
+        yield Predicted(
+            name="printed",
+            title="What engines printed when they started, against the estimate",
+            assumptions=_assumptions(found),
+            basis=(
+                ("printed", "measured"),
+                *dict.fromkeys((f"estimated {row.component}", row.basis) for _, row in shown),
+            ),
+            description=(
+                f"{len(shown):,} sizes, {inside:,} of them within the bounds of their estimate; the residuals beside. "
+                "The bounds have what the printed digits leave open. Each is in the table of its log."
+            ),
+            points=tuple(_point(beside, row) for beside, row in shown),
+        )
+
+
+def _point(beside: Beside, row: Row) -> Point:
+    low, high = row.bounds
+    return Point(
+        series=row.component,
+        label=" ".join(part for part in (beside.source, row.place) if part),
+        measured_bytes=round(row.printed),
+        predicted_bytes=round(row.estimated),
+        low_bytes=floor(low),
+        high_bytes=ceil(high),
+    )
+
+
+def _fitted(found: Compared) -> Iterator[Block]:
+    made = found.fitted
+    if made is None:
+        return
+    if made.scales:
+        yield Intervals(
+            name="scales",
+            title="Constants that were fitted: printed over estimated",
+            assumptions=_assumptions(found),
+            basis=(("median of the logs and its 95 % bootstrap interval", "fitted"),),
+            description="At 1 the estimate says what is printed. The constants are in the table below.",
+            unit="ratio",
+            intervals=tuple(_interval(scale) for scale in made.scales),
+            reference=1.0,
+        )
+        yield _scales(made)
+    if made.lacking:
+        yield Lines(title="Not fitted", lines=made.lacking, kind="warnings")
+
+
+def _interval(scale: Scale) -> Interval:
+    text = f"{scale.value:.2f} ({_span(scale)})"
+    return Interval(label=scale.constant, value=scale.value, low=scale.low, high=scale.high, text=text)
+
+
+def _span(scale: Scale) -> str:
+    return f"{scale.low:.2f}–{scale.high:.2f}" if scale.runs > 1 else "one run"
+
+
+def _scales(made: EngineCalibration) -> Table:
+    return Table(
+        title="Printed over estimated",
+        columns=("constant", "value", "95 % interval", "least", "most", "runs"),
+        rows=tuple(
+            (s.constant, f"{s.value:.2f}", _span(s), f"{s.least:.2f}", f"{s.most:.2f}", str(s.runs))
+            for s in made.scales
+        ),
+    )
+
+
+def _of_log(beside: Beside) -> Iterator[Block]:
+    yield _table(beside, title=_named(beside))
+    if beside.notes:
+        yield Lines(title="Notes", lines=beside.notes)
+
+
+def _named(beside: Beside) -> str:
+    run = beside.run
+    return f"{beside.source}: {run.engine} {run.version or 'of an unknown version'}, {beside.model.id}"
+
+
+def _table(beside: Beside, *, title: str = "") -> Table:
+    return Table(
+        title=title,
+        columns=("component", "rank", "printed", "estimated", "bounds", "error", "within"),
+        rows=tuple(map(_cells, beside.rows)),
+        words=2,
+    )
+
+
+_WITHIN = {True: "yes", False: "no"}
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    bounds = "" if row.low == row.high else f"{_size(row, row.low)}–{_size(row, row.high)}"
+    error = "" if row.error is None else f"{row.error:+.2%}"
+    return (
+        row.component,
+        row.place,
+        _size(row, row.printed),
+        _size(row, row.estimated),
+        bounds,
+        error,
+        _WITHIN[row.is_within],
+    )
 
 
 def _size(row: Row, value: float) -> str:
     return f"{value:,.0f}" if row.is_count else f"{value / GiB:,.2f}"
 
 
-def _print_fitted(fitted: EngineCalibration, console: Console) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="printed over estimated", title_justify="left")
-    for name in ("constant", "value", "95 % interval", "least", "most", "runs"):
-        table.add_column(name, justify="left" if name == "constant" else "right", no_wrap=True)
-    for scale in fitted.scales:
-        interval = f"{scale.low:.2f}–{scale.high:.2f}" if scale.runs > 1 else "one run"
-        table.add_row(
-            scale.constant, f"{scale.value:.2f}", interval, f"{scale.least:.2f}", f"{scale.most:.2f}", str(scale.runs)
-        )
-    console.print(table)
-    for missing in fitted.lacking:
-        console.print(f"[dim]{escape(missing)}[/]", highlight=False)
+def text(found: Compared, console: Console) -> None:
+    """A table a run, what is partial, then the constants."""
+    for beside in found.besides:
+        console.print(f"[bold]{escape(_named(beside))}[/]")
+        print_table(_table(beside), console, styles=["" if row.is_within else "yellow" for row in beside.rows])
+        for note in beside.notes:
+            console.print(f"[dim]  {escape(note)}[/]", highlight=False)
+        console.print()
+    if found.fitted is not None:
+        print_table(_scales(found.fitted), console)
+        for missing in found.fitted.lacking:
+            console.print(f"[dim]{escape(missing)}[/]", highlight=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from analytic.logs import EngineRun, Fact
-from analytic.quantity import Quantity, bounded
+from analytic.quantity import Basis, Quantity, bounded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,8 @@ class Row:
     estimated: float
     low: float
     high: float
+    basis: Basis
+    """Of the estimate."""
     is_count: bool = False
 
     @property
@@ -36,6 +38,11 @@ class Row:
     def is_within(self) -> bool:
         """Whether the bounds hold what was printed."""
         return self.low <= self.printed_high and self.printed_low <= self.high
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Those of the estimate with what the printed digits leave open: `printed` lies in them if it is within."""
+        return max(0.0, self.low - (self.printed_high - self.printed)), self.high + (self.printed - self.printed_low)
 
 
 def row(component: str, fact: Fact, estimated: Quantity) -> Row:
@@ -56,11 +63,12 @@ def summed(component: str, facts: tuple[Fact, ...], estimated: Quantity, less: I
         estimated=estimated.bytes,
         low=estimated.low_bytes,
         high=estimated.high_bytes,
+        basis=estimated.basis,
     )
 
 
 def counted(component: str, fact: Fact, low: float, middle: float, high: float) -> Row:
-    """One count."""
+    """One count, which follows from what is printed by arithmetic alone."""
     count = float(fact.count or 0)
     return Row(
         component=component,
@@ -72,6 +80,7 @@ def counted(component: str, fact: Fact, low: float, middle: float, high: float) 
         estimated=middle,
         low=low,
         high=high,
+        basis="exact",
         is_count=True,
     )
 
