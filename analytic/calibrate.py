@@ -20,6 +20,7 @@ from analytic.errors import UllageError
 from analytic.formats.table import itemsize
 from analytic.ledger import Component
 from analytic.measurement import Measurement
+from analytic.progress import showing
 
 LEAST_MEASUREMENTS = 3
 LEAST_MODELS = 2
@@ -141,6 +142,11 @@ def _require_enough(measurements: list[Measurement]) -> None:
 
 def _points(measurements: list[Measurement]) -> _Points:
     """What is left to explain in each component, measurement by measurement."""
+    with showing("estimate", unit="measurements") as task:
+        return _points_of(task.over(measurements))
+
+
+def _points_of(measurements: Iterable[Measurement]) -> _Points:
     points: _Points = {"context": [], "workspace": [], "activations": [], "allocator_slack": []}
     for measurement in measurements:
         request = measurement.request
@@ -246,7 +252,10 @@ def _predicted(row: _Point, terms: _Terms) -> float:
 
 def _left_out(measurements: list[Measurement], made: Calibration) -> Iterator[LeftOut]:
     """Errors of the totals, each model estimated with what the others gave."""
-    without = {model: _without(model, measurements, made) for model in {m.model.id for m in measurements}}
+    with showing("leave out", unit="models") as task:
+        without = {
+            model: _without(model, measurements, made) for model in task.over({m.model.id for m in measurements})
+        }
     yield from _errors(measurements, lambda m: without[m.model.id], held_out=False)
 
 

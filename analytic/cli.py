@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -13,12 +12,14 @@ from analytic.console import Flag, Output, Shown, Whole, show
 from analytic.errors import UllageError, UsageError
 from analytic.report.plain import degrade
 from analytic.serve_flags import ServeFlags
+from analytic.stopping import Stopping
 
 app = App(
     name="ullage",
     help="How much GPU memory an LLM needs to be served, and how that is known.",
     help_format="plaintext",
     version=lambda: _version(),
+    suppress_keyboard_interrupt=False,
 )
 
 _PLAIN = Shown()
@@ -467,14 +468,18 @@ def _engine_logs(
 ) -> int:
     from analytic.hardware import find_gpu
     from analytic.logs import read_log
+    from analytic.progress import showing
     from analytic.report.starts import Compared
     from analytic.starts.beside import beside
     from analytic.starts.fit import fit
 
     device = None if gpu is None else find_gpu(gpu)
-    found = tuple(
-        beside(run, source=str(log), model=model, gpu=device, given=given) for log in logs for run in read_log(log)
-    )
+    with showing("logs", unit="logs") as task:
+        found = tuple(
+            beside(run, source=str(log), model=model, gpu=device, given=given)
+            for log in task.over(logs)
+            for run in read_log(log)
+        )
     compared = Compared(besides=found, fitted=fit(found) if shown.output else None)
     shown.show(compared, "analytic.report.starts", make_folder=True)
     return 0
@@ -504,15 +509,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command; a known error is one line and a hint on stderr."""
     for stream in (sys.stdout, sys.stderr):
         degrade(stream)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made for a while goes away
+    stopping = Stopping()
+    stopping.listen()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except UllageError as error:
         code = _report(error)
     except CycloptsError as error:
         code = _report(UsageError(str(error).strip().replace("\n", " "), hint="see ullage --help"))
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as stopped:
+        code = stopping.report(stopped)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -40,6 +40,6 @@ def _replace(file: Path, content: bytes) -> None:
     try:
         partial.write_bytes(content)
         os.replace(partial, file)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise

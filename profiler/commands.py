@@ -1,6 +1,6 @@
 """The commands that touch torch: one thin command a question. Nothing heavy is imported before it is asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -117,17 +117,15 @@ def profile(
     with needing_torch():
         from profiler.run import profile as measure
 
-        with _spinner(case.model) as on_phase:
-            measured = measure(
-                case,
-                device=device,
-                snapshot=snapshot,
-                allow_busy=allow_busy,
-                timeout_s=timeout_s,
-                on_phase=on_phase,
-                virtual=VirtualOptions(torch_version=torch_version, alloc_conf=alloc_conf, advice=advice, find=find),
-                calibration=None if calibration is None else read_calibration(calibration),
-            )
+        measured = measure(
+            case,
+            device=device,
+            snapshot=snapshot,
+            allow_busy=allow_busy,
+            timeout_s=timeout_s,
+            virtual=VirtualOptions(torch_version=torch_version, alloc_conf=alloc_conf, advice=advice, find=find),
+            calibration=None if calibration is None else read_calibration(calibration),
+        )
     shown.show(measured, "analytic.report.measurement", make_folder=True)
     return {"ok": 0, "oom": 3, "error": 1}[measured.status]
 
@@ -240,16 +238,3 @@ def needing_torch() -> Iterator[None]:
         yield
     except ImportError as error:
         raise UllageError(f"measuring needs {error.name or error}", hint="pip install 'ullage[profiler]'") from error
-
-
-@contextmanager
-def _spinner(model: str) -> Iterator[Callable[[str], None]]:
-    """Says on a terminal which phase runs, and nothing elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status(f"{model}: checkpoint") as status:
-        yield lambda phase: status.update(f"{model}: {phase}")

@@ -33,10 +33,12 @@ from analytic.measurement import (
 from analytic.models.model import Model
 from analytic.models.resolve import resolve
 from analytic.models.twin import twin_config
+from analytic.progress import Task, showing
 from analytic.request import Request, serving_dtype
+from analytic.stopping import hinting, undisturbed
 from profiler.case import Case
 from profiler.nvml import first_visible, open_nvml, refuse_if_busy
-from profiler.scratch import scratch_directory
+from profiler.scratch import partial_of, scratch_directory
 from profiler.virtual.target import PREFIX, VirtualOptions, find_target, is_virtual
 
 DEVICES = ("cuda", "cpu", "meta", f"{PREFIX}GPU")
@@ -59,6 +61,7 @@ class Source:
     stored: str = "bfloat16"
 
 
+@hinting("start it again: a measurement is recorded when it has ended")
 def profile(
     case: Case,
     *,
@@ -91,7 +94,8 @@ def profile(
         options = replace(options, context_bytes=_context_bytes(calibration, model, request, device))
     if device == "cuda" and not allow_busy:
         _refuse_busy_gpu()
-    with _source(case, model, request.dtype, device) as source:
+    shown = showing("checkpoint", of=case.model, after_s=0)
+    with shown as task, _source(case, model, request.dtype, device) as source:
         job = {
             "folder": source.folder,
             "revision": source.revision,
@@ -102,7 +106,7 @@ def profile(
             "stored": source.stored,
             **asdict(options),
         }
-        told = _watch(job, timeout_s=timeout_s, on_phase=on_phase or (lambda _: None))
+        told = _watch(job, timeout_s=timeout_s, on_phase=on_phase or (lambda _: None), task=task)
     return _measurement(case, model, request, source, told)
 
 
@@ -211,6 +215,8 @@ def _stored(model: Model, dtype: str) -> str:
 class _Told:
     """What a worker said before it ended."""
 
+    task: Task = field(default_factory=lambda: Task(what=""))
+    """What is shown of it."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     end: dict[str, Any] | None = None
@@ -221,7 +227,12 @@ class _Told:
         match event.pop("event"):
             case "begin":
                 self.phase = event["phase"]
+                self.task.turn_to(self.phase)
                 on_phase(self.phase)
+            case "doing":
+                self.task.turn_to(event["what"])
+            case "step":
+                self.task.at(**event)
             case "phase":
                 self.phases.append(event)
             case "facts":
@@ -232,21 +243,27 @@ class _Told:
                 self.end = event
 
 
-def _watch(job: dict[str, Any], *, timeout_s: float | None, on_phase: OnPhase) -> _Told:
+def _watch(job: dict[str, Any], *, timeout_s: float | None, on_phase: OnPhase, task: Task) -> _Told:
     """Run a worker and hear it out; one that ends without a word has failed in the phase it was in."""
-    told = _Told()
+    told = _Told(task=task)
+    task.turn_to("worker")
     with scratch_directory("job", Path(tempfile.gettempdir())) as folder:
         job_file, events, output = (folder / name for name in ("job.json", "events.jsonl", "output.txt"))
         job_file.write_text(json.dumps(job))
         events.touch()
-        command = [sys.executable, "-m", "profiler.worker", str(job_file), str(events)]
+        command = [sys.executable, "-m", "profiler.worker", str(job_file), str(events), str(os.getpid())]
         with output.open("wb") as sink, events.open(encoding="utf-8") as lines:
-            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment())
+            process = None
             try:
+                with undisturbed():
+                    process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=_environment())
                 ended = _follow(process, _whole_lines(lines), told, on_phase, timeout_s)
             finally:
-                process.kill()
-                process.wait()
+                if process is not None:
+                    process.kill()
+                    process.wait()
+                if job["snapshot"]:
+                    Path(partial_of(job["snapshot"])).unlink(missing_ok=True)
         if told.end is None:
             last = output.read_text(errors="replace").strip().splitlines()[-1:]
             told.end = {"status": "error", "failure": {"phase": told.phase, "message": " ".join([ended, *last])[:600]}}

@@ -35,6 +35,11 @@ def scratch_directory(kind: Literal["job", "sparse"], parent: Path) -> Iterator[
             os.close(lock)
 
 
+def partial_of(file: str) -> str:
+    """Where ``file`` is written before it is whole."""
+    return f"{file}.partial"
+
+
 def _remove_stale(parent: Path) -> None:
     for entry in os.scandir(parent):
         match = _DIRECTORY.fullmatch(entry.name)

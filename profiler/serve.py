@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -17,6 +17,7 @@ from analytic.request import Request
 from profiler.live_bytes import cache_in
 from profiler.meters import Meter, Timeline
 from profiler.models import model_class
+from profiler.telling import reached
 from profiler.tensors import held, module_rows, weights_by_format
 
 Emit = Callable[..., None]
@@ -99,14 +100,37 @@ def load(job: Job) -> Any:
     quiet()
     request = job.request
     config = transformers.AutoConfig.from_pretrained(job.folder, revision=job.revision)
-    return model_class(config).from_pretrained(
-        job.folder,
-        revision=job.revision,
-        dtype=getattr(torch, request.dtype),
-        quantization_config=quantization_config(request, device=job.device),
-        device_map={"": 0 if job.device == "cuda" else job.device},
-        attn_implementation=request.attention,
-    )
+    with counting_tensors():
+        return model_class(config).from_pretrained(
+            job.folder,
+            revision=job.revision,
+            dtype=getattr(torch, request.dtype),
+            quantization_config=quantization_config(request, device=job.device),
+            device_map={"": 0 if job.device == "cuda" else job.device},
+            attn_implementation=request.attention,
+        )
+
+
+@contextmanager
+def counting_tensors() -> Iterator[None]:
+    """What transformers would show a bar of while loading is told, tensor by tensor."""
+    before = transformers.utils.logging.set_tqdm_hook(_counted)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
+
+
+def _counted(bar: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if not arguments or not isinstance(arguments[0], Sized):
+        return bar(*arguments, **options)
+    return bar(_told(arguments[0]), *arguments[1:], **options)
+
+
+def _told(rows: Any) -> Iterator[Any]:
+    for number, row in enumerate(rows):
+        reached(number, len(rows), "tensors")
+        yield row
 
 
 def quantization_config(request: Request, *, device: str) -> Any:
@@ -124,7 +148,7 @@ def quantization_config(request: Request, *, device: str) -> Any:
 
 
 def _serve(model: Any, request: Request, meter: Meter, phases: _Phases) -> None:
-    with meter.watching(model), torch.no_grad(), _second_forward(model, phases):
+    with meter.watching(model), torch.no_grad(), _each_forward(model, phases, tokens=request.output_tokens):
         phases.begin("prefill")
         out = generate(model, request)
         phases.end(out.past_key_values or phases.cache)
@@ -169,8 +193,8 @@ def _prompt(model: Any, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @contextmanager
-def _second_forward(model: Any, phases: _Phases) -> Iterator[None]:
-    """Prefill is the first forward pass; decode begins with the second."""
+def _each_forward(model: Any, phases: _Phases, *, tokens: int) -> Iterator[None]:
+    """Prefill is the first forward pass; decode begins with the second, and each gives one of the ``tokens``."""
     calls = 0
 
     def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -180,6 +204,8 @@ def _second_forward(model: Any, phases: _Phases) -> Iterator[None]:
             phases.cache = cache_in(kwargs)
             phases.end(phases.cache)
             phases.begin("decode")
+        if calls > 1:
+            reached(calls - 1, tokens, "tokens")
 
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
     try:

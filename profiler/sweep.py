@@ -2,28 +2,24 @@
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 
 from analytic.errors import UllageError, UsageError
 from analytic.measurement import Measurement, read_measurement, write_measurement
 from analytic.models import catalog
 from analytic.models.twin import twin
+from analytic.progress import Task, say, showing, span
 from analytic.quantity import GiB
 from profiler.case import Case
 from profiler.run import profile
 
 Measure = Callable[..., Measurement]
-"""`profiler.run.profile`, or what stands in for it: ``(case, *, device, timeout_s, on_phase)``."""
+"""`profiler.run.profile`, or what stands in for it: ``(case, *, device, timeout_s)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +54,8 @@ class Progress:
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
-    def start(self, case: Case) -> None:
-        """A case is begun."""
-
-    def phase(self, name: str) -> None:
-        """It reached a phase."""
+    def start(self, case: Case, *, expected_s: float | None) -> None:
+        """A case is begun; from here to the end it takes about so long, where that can be told."""
 
     def finish(self, case: Case, outcome: str, *, elapsed_s: float) -> None:
         """It has ended, so long after the sweep began."""
@@ -109,8 +102,7 @@ def sweep(
     interrupted = False
     todo = {case.id: case for case in cases if not recorded[case.id]}
     try:
-        for case in todo.values():
-            state.go(case)
+        state.run([*todo.values()])
     except KeyboardInterrupt:
         interrupted = True
     return SweepResult(
@@ -143,15 +135,27 @@ class _Sweep:
         """Seconds of the budget."""
         return None if self.budget_s is None else self.budget_s - (self.clock() - self.start)
 
-    def go(self, case: Case) -> None:
-        """Measure and record ``case``, if there is time for it."""
-        left, began = self.left_s(), self.clock()
-        if left is not None and left <= self.pace.expected_s(case):
-            return
-        self.shown.start(case)
+    def run(self, cases: Sequence[Case]) -> None:
+        """Measure those of ``cases`` that there is time for."""
+        for number, case in enumerate(cases):
+            left = self.left_s()
+            if left is None or left > self.pace.expected_s(case):
+                self.shown.start(case, expected_s=self._expected_s(cases[number:], left))
+                self._go(case, left)
+
+    def _expected_s(self, cases: Sequence[Case], left_s: float | None) -> float | None:
+        """Seconds that ``cases`` are expected to take, or the budget has; None before the first has ended."""
+        if not self.pace.taken:
+            return None
+        seconds = sum(map(self.pace.expected_s, cases))
+        return seconds if left_s is None else min(seconds, left_s)
+
+    def _go(self, case: Case, left: float | None) -> None:
+        """Measure and record ``case``."""
+        began = self.clock()
         limit = min((seconds for seconds in (left, self.timeout_s) if seconds is not None), default=None)
         try:
-            measured = self.measure(case, device=self.device, timeout_s=limit, on_phase=self.shown.phase)
+            measured = self.measure(case, device=self.device, timeout_s=limit)
         except UllageError as error:
             self.failed[case.id] = error.message
             self._finish(case, f"failed  {error.message}")
@@ -197,6 +201,7 @@ class _Pace:
         return seconds * max(1.0, parameters / size)
 
 
+@lru_cache(maxsize=1024)
 def _parameters(case: Case) -> int | None:
     """Parameters of a model of the catalogue, or of its twin."""
     name = catalog.find(case.model)
@@ -264,13 +269,13 @@ def sweep_with_progress(
     timeout_s: float | None = None,
     measure: Measure = profile,
 ) -> SweepResult:
-    """`sweep`, shown on standard error: a bar on a terminal, a line for each finished case elsewhere.
+    """`sweep`, shown on standard error: a line for each finished case, below them a bar on a terminal.
 
     Raises:
         UllageError: ``out`` cannot be written.
         KeyboardInterrupt: the user stopped it; what is done has been said.
     """
-    with _shown(Console(stderr=True, highlight=False)) as progress:
+    with _shown(budget_s) as progress:
         result = sweep(
             cases,
             device=device,
@@ -281,18 +286,15 @@ def sweep_with_progress(
             progress=progress,
         )
     for line in closing_lines(result):
-        print(line, file=sys.stderr)
+        say(line)
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise _interrupt(result)
     return result
 
 
 def closing_lines(result: SweepResult) -> Iterator[str]:
     """What was not done, and how to go on."""
-    recorded = len(result.done) + len(result.skipped)
-    if result.interrupted:
-        yield f"stopped: {recorded} of {result.total} recorded in {result.out}; the same command goes on from there"
-    elif result.left_out:
+    if result.left_out and not result.interrupted:
         yield (
             f"no time for {len(result.left_out)} of {result.total}, {result.left_out[0]} the first of them; "
             "the same command goes on from there"
@@ -301,63 +303,55 @@ def closing_lines(result: SweepResult) -> Iterator[str]:
         yield f"{len(result.failed)} of {result.total} failed, as said above"
 
 
+def _interrupt(result: SweepResult) -> KeyboardInterrupt:
+    """With the hint how to go on."""
+    recorded = len(result.done) + len(result.skipped)
+    stopped = KeyboardInterrupt()
+    stopped.add_note(f"the same command goes on from there: {recorded} of {result.total} are recorded in {result.out}")
+    return stopped
+
+
 @contextmanager
-def _shown(console: Console) -> Iterator[Progress]:
-    if not console.is_terminal:
-        yield Lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with RichProgress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=3600) as bars:
-        yield Bar(bars)
+def _shown(budget_s: float | None) -> Iterator[Progress]:
+    began = time.monotonic()
+
+    def budget() -> str:
+        return "" if budget_s is None else f"budget {span(budget_s - (time.monotonic() - began))}"
+
+    with showing("sweep", unit="cases", note=budget, after_s=0) as task:
+        yield Lines(task)
 
 
 class Lines(Progress):
-    """A plain line for each finished case, for logs."""
+    """A line for each finished case, and the count of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self._cases = self._number = 0
+        task.left_s = self._left_s
+        self._ends_at: float | None = None
+
+    def _left_s(self) -> float | None:
+        return None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
 
     def begin(self, *, cases: int, recorded: int) -> None:
-        """Remember how many there are."""
+        """Start where the last sweep ended."""
         self._cases, self._number = cases, recorded
+        self._task.turn_to("sweep", total=cases, unit="cases", done=recorded)
         if recorded:
             self.note(f"{recorded} of {cases} recorded before")
 
     def note(self, text: str) -> None:
-        """A line."""
-        print(text, file=sys.stderr, flush=True)
+        """A line, above the bar."""
+        say(text)
+
+    def start(self, case: Case, *, expected_s: float | None) -> None:
+        """Name the case."""
+        self._task.of = case.id
+        self._ends_at = None if expected_s is None else time.monotonic() + expected_s
 
     def finish(self, case: Case, outcome: str, *, elapsed_s: float) -> None:
         """``3/62  41s  <id>  ok  peak …``."""
         self._number += 1
+        self._task.done = self._number
         self.note(f"{self._number:3d}/{self._cases}  {elapsed_s:.0f}s  {case.id}  {outcome}")
-
-
-class Bar(Progress):
-    """A bar with the current case and phase; finished cases above it."""
-
-    def __init__(self, bars: RichProgress) -> None:
-        self._bars, self._task = bars, bars.add_task("", total=None)
-        self._case = ""
-
-    def begin(self, *, cases: int, recorded: int) -> None:
-        """Start where the last sweep ended."""
-        self._bars.reset(self._task, total=cases, completed=recorded)
-
-    def note(self, text: str) -> None:
-        """A line above the bar."""
-        self._bars.console.print(escape(text))
-
-    def start(self, case: Case) -> None:
-        """Name the case."""
-        self._case = case.id
-        self.phase("checkpoint")
-
-    def phase(self, name: str) -> None:
-        """Name the phase."""
-        self._bars.update(self._task, description=escape(f"{self._case}: {name}"))
-
-    def finish(self, case: Case, outcome: str, *, elapsed_s: float) -> None:
-        """A line above the bar, and one more done."""
-        self._bars.advance(self._task)
-        self.note(f"{elapsed_s:.0f}s  {case.id}  {outcome}")

@@ -1,4 +1,4 @@
-"""The process that measures: ``python -m profiler.worker JOB EVENTS``. It tells every event the moment it happens.
+"""The process that measures: ``python -m profiler.worker JOB EVENTS PARENT``. It tells events the moment they happen.
 
 One event a line of JSON in the file EVENTS, so that what was measured survives whatever becomes of this process.
 """
@@ -19,7 +19,9 @@ from analytic.errors import UllageError
 from analytic.request import Request
 from profiler.meters import CpuMeter, CudaMeter, Meter, require_cuda
 from profiler.nvml import open_nvml
+from profiler.scratch import partial_of
 from profiler.serve import Job, measure
+from profiler.telling import telling
 from profiler.virtual.target import is_virtual
 
 _CUDA_HISTORY = 1_000_000
@@ -97,8 +99,10 @@ def _record_history(job: Job, cuda: Any) -> None:
 
 
 def _dump_history(file: str, cuda: Any) -> None:
+    partial = partial_of(file)
     try:
-        cuda.memory._dump_snapshot(file)
+        cuda.memory._dump_snapshot(partial)
+        os.replace(partial, file)
     except Exception as error:  # the measurement is worth more than its picture
         print(f"ullage: {file}: no snapshot: {error}", file=sys.stderr)
 
@@ -157,18 +161,20 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def main(job_file: str, events_file: str) -> None:
-    """Read the job, run it."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def main(job_file: str, events_file: str, parent: str) -> None:
+    """Read the job of the process ``parent``, run it."""
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     with open(job_file, encoding="utf-8") as file:
         told = json.load(file)
     job = Job(**{**told, "request": Request(**told["request"])})
     with open(events_file, "a", encoding="utf-8") as file:
-        run(job, _Events(file))
+        emit = _Events(file)
+        with telling(emit):
+            run(job, emit)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is told: taking a model apart, module by module, would take a second

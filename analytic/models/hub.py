@@ -4,11 +4,9 @@ Everything goes through ``huggingface_hub``, so HF_HOME, HF_TOKEN, HF_ENDPOINT a
 there. Headers are asked for by byte range and kept, by commit, under ULLAGE_CACHE_DIR (or the user's cache directory).
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ from analytic.models.configfile import (
     with_quantization,
 )
 from analytic.models.hubcache import COMMIT, HubModel, keep, load, remembered
+from analytic.models.in_flight import in_flight
 from analytic.models.ranges import UnreachableError, naming, read_range
 from analytic.models.safetensors import (
     INDEX,
@@ -38,20 +37,21 @@ from analytic.models.safetensors import (
     shard_names,
     unindexed_files,
 )
+from analytic.progress import showing
+from analytic.stopping import hinting
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 IN_FLIGHT = 16
 """Headers asked for at a time."""
-SHOW_PROGRESS_FROM = 8
-"""Shards from which a progress bar is worth its line."""
 ATTEMPTS = 3
 """Tries for one byte range when the connection breaks."""
 RETRY_SECONDS = 0.5
 """Wait before the second try; doubled for the third."""
 
 
+@hinting("start it again: the headers of a model are kept when all of them are read")
 def fetch(repo_id: str, *, revision: str | None = None) -> HubModel:
     """The model ``repo_id`` at ``revision`` (a branch, tag or commit; the main branch if None)."""
     from huggingface_hub import constants
@@ -88,7 +88,7 @@ def model_info(repo_id: str, revision: str | None) -> "ModelInfo":
     """What the Hub says of a repository at a revision."""
     from huggingface_hub import HfApi, constants
 
-    with naming(f"{repo_id}@{revision}" if revision else repo_id):
+    with showing("ask the Hub", of=repo_id), naming(f"{repo_id}@{revision}" if revision else repo_id):
         return HfApi(endpoint=constants.ENDPOINT, library_name="ullage").model_info(
             repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         )
@@ -125,7 +125,7 @@ def _small_file(repo_id: str, commit: str, name: str, sizes: Mapping[str, int | 
 
     if (sizes[name] or 0) > limit_bytes:
         raise UllageError(f"{repo_id}/{name}: {sizes[name]:,} bytes, which no such file is")
-    with naming(f"{repo_id}/{name}"):
+    with showing("download", of=f"{repo_id}/{name}"), naming(f"{repo_id}/{name}"):
         path = hf_hub_download(
             repo_id,
             name,
@@ -152,20 +152,26 @@ def _tensors(repo_id: str, commit: str, sizes: Mapping[str, int | None]) -> tupl
 def _headers(
     repo_id: str, commit: str, names: Sequence[str], sizes: Mapping[str, int | None]
 ) -> dict[str, tuple[StoredTensor, ...]]:
-    with _progress(len(names)) as advance, ThreadPoolExecutor(IN_FLIGHT) as pool:
-        pending = {name: pool.submit(_header, repo_id, commit, name, sizes[name]) for name in names}
-        try:
-            for future in as_completed(pending.values()):
-                future.result()
-                advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {name: future.result() for name, future in pending.items()}
+    found: dict[str, tuple[StoredTensor, ...]] = {}
+    began, received_bytes = time.monotonic(), 0
+
+    def rate() -> str:
+        return f"{received_bytes / 1e6 / (time.monotonic() - began):.1f} MB/s"
+
+    ask = partial(_header, repo_id, commit, sizes=sizes)
+    with showing("headers", of=repo_id, total=len(names), note=rate, after_s=0) as task:
+        for name, (tensors, length) in in_flight(ask, names, at_most=IN_FLIGHT):
+            found[name] = tensors
+            received_bytes += length
+            task.done += 1
+    return {name: found[name] for name in names}
 
 
-def _header(repo_id: str, commit: str, name: str, size: int | None) -> tuple[StoredTensor, ...]:
-    """The tensors in one file: its first eight bytes, then exactly its header."""
+def _header(
+    repo_id: str, commit: str, name: str, *, sizes: Mapping[str, int | None]
+) -> tuple[tuple[StoredTensor, ...], int]:
+    """The tensors in one file, from its first eight bytes and then exactly its header; and how many bytes that was."""
+    size = sizes[name]
     from huggingface_hub import constants, hf_hub_url
 
     where = f"{repo_id}/{name}"
@@ -175,7 +181,8 @@ def _header(repo_id: str, commit: str, name: str, size: int | None) -> tuple[Sto
     if length < 2 or (size is not None and LENGTH_BYTES + length > size):
         raise UllageError(f"{where}: a header of {length} bytes in a file of {size}", hint="the repository is damaged")
     blob, size = read_part(url, first=LENGTH_BYTES, length=length, size=size, where=where)
-    return parse_header(blob, data_bytes=None if size is None else size - LENGTH_BYTES - length, where=where)
+    data_bytes = None if size is None else size - LENGTH_BYTES - length
+    return parse_header(blob, data_bytes=data_bytes, where=where), LENGTH_BYTES + length
 
 
 def read_part(url: str, *, first: int, length: int, size: int | None, where: str) -> tuple[bytes, int | None]:
@@ -215,20 +222,6 @@ class _SilentBound:
         self.received_bytes += received_bytes
         if self.received_bytes > MAX_HEADER_BYTES:
             raise UllageError(f"the server sends more than {MAX_HEADER_BYTES:,} bytes for a small JSON file")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, where someone sees it and has to wait; yields what advances it."""
-    if total < SHOW_PROGRESS_FROM or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("headers", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _fetch_offline(repo_id: str, revision: str) -> HubModel:

@@ -12,6 +12,7 @@ from analytic.errors import UllageError, UsageError
 from analytic.models import catalog
 from analytic.models.model import Model, Source
 from analytic.models.safetensors import StoredTensor
+from analytic.progress import showing
 
 _SUFFIXES = (".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings that name a file of a model, never a model of the Hub."""
@@ -78,7 +79,8 @@ def _read_hub_gguf(repo: str, quantization: str | None, file: str | None, revisi
     from analytic.models.gguf_model import from_gguf
     from analytic.models.hub_gguf import fetch_gguf
 
-    header, name, commit = fetch_gguf(repo, quantization=quantization, file=file, revision=revision)
+    with showing("header", of=repo):
+        header, name, commit = fetch_gguf(repo, quantization=quantization, file=file, revision=revision)
     return from_gguf(header, id=f"{repo}/{name}", revision=commit)
 
 
@@ -179,12 +181,14 @@ def _from(
 
     _require_sound(config, id)
     if stored is None:
-        return meta.from_config(config, id=id, source=source, revision=revision)
+        with showing("build on the meta device", of=id):
+            return meta.from_config(config, id=id, source=source, revision=revision)
     try:
         return from_headers(stored, config, id=id, source=source, revision=revision)
     except UnfamiliarError as unfamiliar:
         try:
-            model = meta.from_config(config, id=id, source=source, revision=revision)
+            with showing("build on the meta device", of=id):
+                model = meta.from_config(config, id=id, source=source, revision=revision)
         except meta.NoTorchError:
             raise unfamiliar from None
         note = f"{unfamiliar.message}: counted is the class that transformers builds of config.json"

@@ -6,6 +6,7 @@ memory it has: needs are computed once a kind, and laid against each GPU's capac
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 
 from analytic.deployment import Deployment
 from analytic.engines.engine import find_engine
@@ -19,6 +20,7 @@ from analytic.parallel import Degrees
 from analytic.plans.needs import Needs, Room, held_of, shift_of, workload
 from analytic.plans.options import Option, Plan, Refused, order_of
 from analytic.plans.question import Question, formats_of
+from analytic.progress import showing
 from analytic.request import Request
 
 
@@ -52,12 +54,17 @@ def plan(
     formats = formats_of(model, request.engine, asked)
     refused: list[Refused] = []
     options: list[Option] = []
-    for name in formats:
-        for count in asked.counts:
-            for shape in shapes(model, request.engine, count, node_gpus=asked.node_gpus, flags=flags or Flags()):
-                made, failed = _try(model, replace_format(request, name), shape, kinds, asked, prices or {})
-                options += made
-                refused += failed
+    splits = [
+        shape
+        for count in asked.counts
+        for shape in shapes(model, request.engine, count, node_gpus=asked.node_gpus, flags=flags or Flags())
+    ]
+    with showing("plan", of=model.id, unit="deployments", total=len(formats) * len(splits) * len(kinds)) as task:
+        for name, shape in product(formats, splits):
+            made, failed = _try(model, replace_format(request, name), shape, kinds, asked, prices or {})
+            options += made
+            refused += failed
+            task.done += len(kinds)
     if not options:
         first = refused[0]
         raise UllageError(f"{model.id} on {first.gpus}: {first.reason}", hint=first.hint)

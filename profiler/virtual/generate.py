@@ -13,6 +13,7 @@ import torch
 from analytic.request import Request
 from profiler.live_bytes import cache_in, cache_storages
 from profiler.serve import generate
+from profiler.telling import reached
 from profiler.virtual.attention import scaled_dot_product_attention
 from profiler.virtual.bnb import fake_bitsandbytes
 from profiler.virtual.device import fake_cuda
@@ -124,6 +125,7 @@ def _traced(loaded: Loaded, request: Request, tokens: int) -> tuple[Traced, int]
 
     def begin(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal cache, prefilled
+        reached(len(starts), tokens, "tokens")
         starts.append(len(recorder.trace.events))
         if len(starts) == 2:
             cache = cache_in(kwargs)

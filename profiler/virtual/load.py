@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from analytic.request import Request
 from profiler.models import build, published_tensors
-from profiler.serve import quantization_config, quiet
+from profiler.serve import counting_tensors, quantization_config, quiet
 
 _DEVICE = "cuda:0"
 
@@ -33,7 +33,7 @@ def load(config: Mapping[str, Any], request: Request, *, stored: str) -> Any:
         published = published_tensors(blank)
     blank.config.architectures = [type(blank).__name__]
     checkpoint = {name: _staged(tensor, stored) for name, tensor in published.items()}
-    with patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"):
+    with patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"), counting_tensors():
         model = type(blank).from_pretrained(
             None,
             config=blank.config,

@@ -8,6 +8,7 @@ from analytic.measurement import Advice, Device, Failure, Phase, PhaseName
 from analytic.request import Request
 from profiler.meters import max_rss_bytes
 from profiler.serve import Emit, Job, software
+from profiler.telling import doing
 from profiler.tensors import held, module_rows, weights_by_format
 from profiler.virtual.generate import Loaded, Run, load_model, serve, virtual_gpu
 from profiler.virtual.peaks import peaks
@@ -39,9 +40,11 @@ def measure(job: Job, emit: Emit) -> None:
         loading = time.perf_counter() - began
         _tell_weights(loaded, emit)
         emit("begin", phase="prefill")
-        found = search(loaded, target, job.request, job.find, emit) if job.find else Found(request=job.request)
+        found = search(loaded, target, job.request, job.find) if job.find else Found(request=job.request)
+        doing("trace")
         run = serve(loaded, found.request)
         serving = time.perf_counter() - began - loading
+    doing("allocator")
     told = simulated(run.program, target)
     for phase in _phases(told, run, target, seconds={"load": loading, "prefill": serving}):
         emit("phase", **asdict(phase))
@@ -133,9 +136,9 @@ def _advice(program: Program, target: Target, told: Simulation) -> Iterator[Advi
     """The same run under other settings, the most saving first."""
     before = max(phase.max_reserved_bytes for phase in told.phases)
     found = []
-    for conf in ADVISED:
-        if conf == target.alloc_conf:
-            continue
+    others = [conf for conf in ADVISED if conf != target.alloc_conf]
+    for number, conf in enumerate(others, start=1):
+        doing(f"advice {number} of {len(others)}, {conf}")
         other = simulated(program, target, alloc_conf=conf)
         reserved = max(phase.max_reserved_bytes for phase in other.phases)
         found.append(

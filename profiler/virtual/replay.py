@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from analytic.errors import UsageError
 from analytic.hardware import context_range, custom_gpu, find_gpu
+from analytic.progress import showing
 from analytic.quantity import parse_bytes
 from analytic.report.replay import Outcome, OutOfMemory, Replay
 from profiler.virtual.alloc_conf import AllocConf
@@ -85,7 +86,8 @@ def replay(
             "per_process_memory_fraction is a share of a device's memory, and none is given",
             hint="give --gpu or --gpu-memory",
         )
-    return [play(events, conf, capacity_bytes=capacity_bytes, total_bytes=total_bytes) for conf in confs]
+    with showing("replay", unit="settings") as task:
+        return [play(events, conf, capacity_bytes=capacity_bytes, total_bytes=total_bytes) for conf in task.over(confs)]
 
 
 def capacity(*, gpu: str | None, gpu_memory: str | None) -> tuple[int | None, int | None]:

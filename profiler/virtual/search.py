@@ -7,7 +7,7 @@ from typing import Any
 from analytic.errors import UllageError
 from analytic.measurement import Tried
 from analytic.request import LARGEST, Request
-from profiler.serve import Emit
+from profiler.telling import doing
 from profiler.virtual.generate import Loaded, serve
 from profiler.virtual.simulate import simulated
 from profiler.virtual.target import FINDS, Target
@@ -21,17 +21,21 @@ class Found:
     tried: tuple[Tried, ...] = ()
 
 
-def search(loaded: Loaded, target: Target, request: Request, find: str, emit: Emit) -> Found:
+def search(loaded: Loaded, target: Target, request: Request, find: str) -> Found:
     """Double until a run dies, then halve the distance. That what is smaller survives too is taken for granted.
 
     Raises:
         UllageError: not even the smallest survives.
     """
     field = FINDS[find]
+    limit = _limit(loaded.model.config, request, field)
     tried: list[Tried] = []
 
     def survives(value: int) -> bool:
-        emit("begin", phase=f"{field} {value:,}")
+        good = max((t.value for t in tried if t.status == "ok"), default=0)
+        bad = min((t.value for t in tried if t.status == "oom"), default=None)
+        more = most_tries_after(value, good=good, bad=bad, limit=limit)
+        doing(f"{field} {value:,}, at most {more} more")
         run = serve(loaded, _with(request, field, value))
         failure = simulated(run.program, target).failure
         tried.append(Tried(value=value, status="oom" if failure else "ok"))
@@ -42,7 +46,7 @@ def search(loaded: Loaded, target: Target, request: Request, find: str, emit: Em
             )
         return failure is None
 
-    value = largest(survives, limit=_limit(loaded.model.config, request, field))
+    value = largest(survives, limit=limit)
     if value == 0:
         raise UllageError(
             f"--find {find}: out of memory with {field} 1 on {target.gpu.name}",
@@ -65,6 +69,16 @@ def largest(survives: Callable[[int], bool], *, limit: int) -> int:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if survives(middle) else (good, middle)
     return good
+
+
+def most_tries_after(value: int, *, good: int, bad: int | None, limit: int) -> int:
+    """How often `largest` may try again after ``value``, between one that survived and one that died, if one did."""
+    if bad is not None:
+        return (max(value - good, bad - value) - 1).bit_length()
+    if value >= limit:
+        return (value - good - 1).bit_length()
+    doubled = most_tries_after(min(2 * value, limit), good=value, bad=None, limit=limit)
+    return max((value - good - 1).bit_length(), 1 + doubled)
 
 
 def _limit(config: Any, request: Request, field: str) -> int:

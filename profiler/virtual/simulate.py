@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analytic.measurement import PhaseName
+from profiler.telling import reached
 from profiler.virtual.allocator import CachingAllocator, DeviceOutOfMemoryError
 from profiler.virtual.blocks import ROUND_LARGE, SMALL_SIZE, Block
 from profiler.virtual.recorder import Trace
@@ -136,6 +137,9 @@ class _Run:
         self._events = 0
         self._timeline: list[tuple[int, int, int]] = []
         self._interval = max(1, len(program.trace.events) // _SAMPLES)
+        steps = 0 if program.decode is None else program.decode.extra * len(program.decode.regular.operations)
+        self._expected = len(program.trace.events) + steps
+        """Events in all, about."""
 
     def run(self) -> Simulation:
         phases = []
@@ -145,6 +149,7 @@ class _Run:
                 self._allocator.reset_peak()
                 for _ in part:
                     self._sample()
+                    reached(self._events, self._expected, "events")
                 phases.append(self._ended(name))
         except DeviceOutOfMemoryError as error:
             failure = OutOfMemory(
