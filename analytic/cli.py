@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from analytic.console import Flag, Output, Shown, Whole, show
+from analytic.console import Flag, Output, Shown, Whole, print_lines, show
 from analytic.errors import UllageError, UsageError
 from analytic.report.plain import degrade
 from analytic.serve_flags import ServeFlags
@@ -373,6 +373,22 @@ def formats(*, json: Flag = False) -> int:
 app.command("profiler.commands:profile", help="Load MODEL, generate, and measure what was really allocated.")
 app.command("profiler.commands:sweep", help="Measure every case of a matrix, the most valuable first.")
 app.command("profiler.commands:replay", help="What a memory snapshot would need under other allocator settings.")
+
+
+@app.command
+def page(*, output: Annotated[Path, Parameter(alias="-o")] = Path("site")) -> int:
+    """A calculator as one web page: the catalogue, the GPUs and the arithmetic of `ullage estimate`, without a server.
+
+    Parameters
+    ----------
+    output
+        Folder of its index.html.
+    """
+    from analytic.webpage.page import write
+
+    file = write(output)
+    print_lines(f"{file}: {file.stat().st_size / 1e6:.2f} MB; open it in a browser, it needs no network.\n")
+    return 0
 
 
 @app.command

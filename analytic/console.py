@@ -76,7 +76,7 @@ class Shown:
         if self.figures is not None:
             _save_figures(module.report(answer), self.figures)
         if self.markdown:
-            _print_lines(_markdown(answer, module))
+            print_lines(_markdown(answer, module))
         else:
             _print(answer, module, json=self.json, **details)
 
@@ -95,7 +95,7 @@ def show(answer: object, view: str, *, json: bool, output: Sequence[str] = (), *
 
 def _print(answer: object, module: Any, *, json: bool, **details: bool) -> None:
     if json:
-        _print_lines(_json(module.document(answer)))
+        print_lines(_json(module.document(answer)))
     else:
         _print_text(partial(module.text, **details), answer)
 
@@ -111,7 +111,12 @@ def _print_text(render: Callable[[Any, Console], None], answer: object) -> None:
         render(answer, Terminal(highlight=False))
 
 
-def _print_lines(text: str) -> None:
+def print_lines(text: str) -> None:
+    """Print what is ready to be read.
+
+    Raises:
+        UllageError: standard output cannot be written.
+    """
     with _standard_output():
         print(text, end="")
 
