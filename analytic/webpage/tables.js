@@ -1,0 +1,67 @@
+// What stands in for files and libraries: models, their weights in every format, and what formats are known by.
+
+let $tables = { models: {}, presets: {}, methods: {}, itemsize: {} };
+const $absent = () => $fail("this is no part of the page");
+const $find_engine = (name) => name === "transformers" ? $analytic$engines$transformers$engine : $absent();
+const $known = (table, name) => $require($tables[table][name], `${name} among the ${table}`);
+const $itemsize = (dtype) => $known("itemsize", dtype);
+const $find_method = (name) => {
+  const { capability, note } = $known("methods", name);
+  return { capability, transformers: { note } };
+};
+const $find_preset = (name) => {
+  const preset = $known("presets", name);
+  return [preset, { transformers: { note: preset.note } }];
+};
+const $quantization_of = (config) => config;
+const $weight_bits = (native) => native;
+
+const $revived = (value) => {
+  if (Array.isArray(value)) return value.map($revived);
+  if (value === null || typeof value !== "object") return value;
+  const { "": name, ...held } = value;
+  return $make($analytic$models$geometry[name], Object.fromEntries(Object.entries(held).map(([key, part]) => [key, $revived(part)])));
+};
+const $geometry = ({ kinds, order, ...held }) => {
+  const made = kinds.map($revived);
+  return $replace.with({ layers: order.map((kind) => made[kind]) }, $revived(held));
+};
+const $layers = (runs) => {
+  if (runs === null) return null;
+  const layers = [];
+  for (let at = 0; at < runs.length; at += 2) for (let i = 0; i < runs[at + 1]; i++) layers.push(runs[at] + i);
+  return layers;
+};
+
+class $Model {
+  constructor(name, row) {
+    Object.assign(this, row, { name, source: "catalog", revision: null, config: row.native_bits, row });
+    this.geometry = $geometry(row.geometry);
+    this.places = new Map();
+    this.groups = new Map();
+  }
+  group(at) {
+    if (!this.groups.has(at)) {
+      const [name, role, shape, layers, copies, module, persistent, place] = this.row.tensors[at];
+      const named = { name, role, shape, copies, module, persistent, layers: $layers(layers) };
+      const group = $make($analytic$models$inventory.TensorGroup, named);
+      this.groups.set(at, group);
+      this.places.set(group, place);
+    }
+    return this.groups.get(at);
+  }
+  is_decoder(group) { return $require(this.places.get(group), group.name) === "decoder"; }
+  is_after_layers(group) { return $require(this.places.get(group), group.name) === "after"; }
+}
+const $model = $memo(16, (name) => new $Model(name, $known("models", name)));
+
+const $weigh = $memo(256, (model, dtype, quantization) => {
+  const choice = $require(model.row.choices[`${dtype} ${$str(quantization)}`], `${model.id} as ${quantization} in ${dtype}`);
+  if (choice.refused) throw new $UllageError(...choice.refused);
+  const served = choice.served.map((at, index) => {
+    const [group, ...sizes] = model.row.sizes.map((column) => column[at]);
+    return new $analytic$weights.ServedGroup(model.group(group), choice.formats[index], ...sizes);
+  });
+  const [by_format, by_role, unconverted] = [choice.by_format, choice.by_role, choice.unconverted].map((sums) => new $Dict(Object.entries(sums)));
+  return { served, bytes: choice.bytes, by_format, by_role, unconverted };
+});
