@@ -160,13 +160,19 @@ _WRITERS = {".html": _html, ".htm": _html, ".md": _markdown, ".markdown": _markd
 
 _PICTURES = (".svg", ".png", ".pdf", ".jpg", ".jpeg")
 
+_OTHERS = (".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".txt", ".rst", ".tex", ".xlsx")
+"""Formats that a name would promise and that are not written."""
+
 
 def _require_names(output: Sequence[str]) -> None:
     for name in output:
         if not name:
             raise UsageError("--output names no file", hint="write -o estimate.json")
-        if Path(name).suffix.lower() in _PICTURES:
+        suffix = Path(name).suffix.lower()
+        if suffix in _PICTURES:
             raise UsageError(f"--output: {name} would be a picture", hint="--figures FOLDER writes them all")
+        if suffix in _OTHERS:
+            raise UsageError(f"--output: {name}: {suffix} is not written", hint="name it .json, .html or .md")
 
 
 def _write_files(answer: object, module: Any, output: Sequence[str], *, make_folder: bool = False) -> None:

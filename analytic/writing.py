@@ -22,11 +22,11 @@ def write_bytes(file: Path, content: bytes, *, make_folder: bool = False) -> Non
         UllageError: the folder or file cannot be written.
     """
     try:
-        place = file.resolve()
-        if place.exists() and not place.is_file():
-            with place.open("wb") as stream:
+        if file.exists() and not file.is_file():
+            with file.open("wb") as stream:
                 stream.write(content)
         else:
+            place = file.resolve()
             if make_folder:
                 place.parent.mkdir(parents=True, exist_ok=True)
             _replace(place, content)

@@ -168,6 +168,9 @@ def test_a_picture_is_not_an_output(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = ullage("estimate", "qwen3-0.6b", "-o", "x.png", capsys=capsys)
     assert code == 2
     assert "--figures" in error
+    code, _, error = ullage("estimate", "qwen3-0.6b", "-o", "x.csv", capsys=capsys)
+    assert code == 2
+    assert ".json, .html or .md" in error
     code, _, error = ullage("estimate", "qwen3-0.6b", "--json", "--markdown", capsys=capsys)
     assert code == 2
     code, _, error = ullage("inspect", "qwen3-0.6b", "-o", "x.html", capsys=capsys)

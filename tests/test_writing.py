@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -28,6 +30,12 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     reader.join()
     assert heard == ["answer"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_standard_output_is_written_to_where_it_is_a_pipe() -> None:
+    code = "from pathlib import Path; from analytic.writing import write_text; write_text(Path('/dev/stdout'), 'new')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "new"
 
 
 def test_the_null_device_stays_one() -> None:
