@@ -2,10 +2,11 @@
 
 import ast
 from collections.abc import Iterator
+from itertools import starmap
 
 from analytic.webpage.expressions import identifier
 from analytic.webpage.functions import Functions, described, yields
-from analytic.webpage.sources import annotated, decorators, fields, own_fields, signature
+from analytic.webpage.sources import annotated, class_variables, decorators, fields, own_fields, signature
 
 PROPERTIES = ("property", "cached_property")
 _ABSTRACT_BASE, _NAMED_TUPLE = ("abc", "ABC"), ("typing", "NamedTuple")
@@ -27,6 +28,7 @@ class Classes(Functions):
             f"static isClass = true; static compares = {str(_compares(node)).lower()};",
             *self._construction(node, extends=bool(extends)),
             *(("*[Symbol.iterator]() { for (const name of this.constructor.params) yield this[name]; }",) * is_tuple),
+            *starmap(self._shared, class_variables(node).items()),
             *map(self._member, node.body),
             "}",
             *(self._signed(node, line) for line in node.body if isinstance(line, ast.FunctionDef) and _is_called(line)),
@@ -45,7 +47,7 @@ class Classes(Functions):
             return
         everything, own = fields(self.module, node), own_fields(node)
         yield f"static params = {list(everything)};"
-        if later := [name for name in annotated(node) if name not in own]:
+        if later := [name for name in annotated(node) if name not in own | class_variables(node)]:
             yield f"static later = {later};"
         heads = (
             identifier(name) if value is None else f"{identifier(name)} = {self._default(value)}"
@@ -63,6 +65,11 @@ class Classes(Functions):
                 made = ast.Call(func=value.keywords[0].value, args=[], keywords=[])
                 return self.expression(ast.fix_missing_locations(ast.copy_location(made, value)))
         return self.expression(value)
+
+    def _shared(self, name: str, value: ast.expr | None) -> str:
+        """What all instances have, which the class has too."""
+        held = None if value is None else self.expression(value)
+        return "" if held is None else f"static {name} = {held}; get {name}() {{ return {held}; }}"
 
     def _member(self, node: ast.stmt) -> str:
         match node:

@@ -100,7 +100,10 @@ const $parsed = (text) => {
 };
 const $toInt = (x) => x instanceof $Float ? $truncated(x.value) : typeof x === "string" ? $parsed(x) : $int($big(x));
 const $toFloat = (x) => x instanceof $Fraction ? $div(x.over, x.under) : $F(Number(x));
-const $round = (x) => x instanceof $Float ? $truncated($halfEven(x.value)) : $toInt(x);
+const $round = (x, digits) => {
+  if (digits !== undefined) return x instanceof $Float ? $F(Number($fixed(x.value, digits))) : $fail("round of an int to digits");
+  return x instanceof $Float ? $truncated($halfEven(x.value)) : $toInt(x);
+};
 const $abs = (x) => x instanceof $Float ? $F(Math.abs(x.value)) : x < 0 ? $neg(x) : x;
 const $ceil = (x) => x instanceof $Float ? $truncated(Math.ceil(x.value)) : x instanceof $Fraction ? x.ceil() : $toInt(x);
 class $Fraction {
@@ -116,6 +119,8 @@ class $Fraction {
   valueOf() { return $toFloat(this).value; }
   ceil() { return $neg($floordiv($neg(this.over), this.under)); }
 }
+const $gcd = (a, b) => Number(b) === 0 ? $abs(a) : $gcd(b, $mod(a, b));
+const $lcm = (...xs) => xs.reduce((a, b) => a && b ? $abs($floordiv($mul(a, b), $gcd(a, b))) : 0, 1);
 const $divmod = (a, b) => [$floordiv(a, b), $mod(a, b)];
 
 // ------------------------------------------------------------------ equality, order and keys
@@ -270,9 +275,10 @@ $zip.with = ({ strict = false }, ...xs) => {
 };
 const $enumerate = (xs) => Array.from(xs, (x, at) => [at, x]);
 const $reversed = (xs) => Array.from(xs).reverse();
-const $range = (first, last) => {
+const $range = (first, last, step = 1) => {
   const [from, to] = last === undefined ? [0, first] : [first, last];
-  return Array.from({ length: Math.max(0, to - from) }, (_, at) => from + at);
+  $nonzero(step);
+  return Array.from({ length: Math.max(0, Math.ceil((to - from) / step)) }, (_, at) => from + at * step);
 };
 const $any = (xs) => { for (const x of xs) if ($t(x)) return true; return false; };
 const $all = (xs) => { for (const x of xs) if (!$t(x)) return false; return true; };

@@ -114,6 +114,8 @@ def _defined(node: ast.stmt) -> tuple[str, ...]:
             return (name,)
         case ast.Assign(targets=[ast.Name(id=name)]):
             return (name,)
+        case ast.Assign(targets=[ast.Tuple(elts=parts)]):
+            return tuple(part.id for part in parts if isinstance(part, ast.Name))
         case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
             return (name,)
     return ()
@@ -170,13 +172,24 @@ def bases(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.Clas
 
 def own_fields(node: ast.ClassDef) -> dict[str, ast.expr | None]:
     """The same without those of its bases."""
-    return {name: value for name, value in annotated(node).items() if not _is_made_later(value)}
+    others = class_variables(node)
+    return {name: value for name, value in annotated(node).items() if name not in others and not _is_made_later(value)}
+
+
+def class_variables(node: ast.ClassDef) -> dict[str, ast.expr | None]:
+    """What is the same of all instances: annotated ``ClassVar``."""
+    lines = (line for line in node.body if isinstance(line, ast.AnnAssign))
+    return {line.target.id: line.value for line in lines if isinstance(line.target, ast.Name) and _is_of_class(line)}
 
 
 def annotated(node: ast.ClassDef) -> dict[str, ast.expr | None]:
     """Every name that a class annotates, those that its constructor does not take included."""
     lines = (line for line in node.body if isinstance(line, ast.AnnAssign))
     return {line.target.id: line.value for line in lines if isinstance(line.target, ast.Name)}
+
+
+def _is_of_class(node: ast.AnnAssign) -> bool:
+    return isinstance(node.annotation, ast.Subscript) and _last_name(node.annotation.value) == "ClassVar"
 
 
 def _is_made_later(value: ast.expr | None) -> bool:

@@ -25,7 +25,7 @@ from analytic.webpage.sources import (
     load,
     signature,
 )
-from analytic.webpage.values import literal
+from analytic.webpage.values import holds_callable, literal
 from analytic.webpage.vocabulary import FIELD_ATTRIBUTES
 
 _DIFFERS = Signature(names=(), rest="keywords")
@@ -114,8 +114,8 @@ class Program:
                 raise Untranslatable(where, node, f"the definition of {name}")
 
     def _constant(self, value: object, node: ast.expr, translator: Classes, seen: "partial[str]") -> str:
-        """By its value; by its expression where that is a callable."""
-        return translator.expression(node) if callable(value) else literal(value, seen)
+        """By its value; by its expression where functions are part of it."""
+        return translator.expression(node) if holds_callable(value) else literal(value, seen)
 
     def refer(self, symbol: Symbol, node: ast.AST, module: Module) -> str:
         """The JavaScript name of what a module defines, seen from a module."""

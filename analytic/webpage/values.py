@@ -45,6 +45,18 @@ def literal(value: object, name: Name) -> str:
     raise Untranslatable(type(value).__module__, None, f"a value of type {type(value).__name__}")
 
 
+def holds_callable(value: object) -> bool:
+    """Whether functions are part of it, which only a source tells."""
+    match value:
+        case Mapping():
+            return any(map(holds_callable, value.values()))
+        case tuple() | list():
+            return any(map(holds_callable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(holds_callable(getattr(value, field.name)) for field in fields(value))
+    return callable(value)
+
+
 def _instance(value: object, name: Name) -> str:
     """Its class, and the fields that differ from their defaults."""
     held = {field.name: getattr(value, field.name) for field in fields(value) if field.init}  # type: ignore[arg-type]

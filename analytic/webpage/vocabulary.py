@@ -76,6 +76,7 @@ ERRORS = ("KeyError", "ValueError", "ZeroDivisionError")
 BUILTINS: Mapping[str, str] = {
     **{name: f"${name}" for name in (*_SAME, *ERRORS)},
     "AssertionError": "$Error",
+    "bool": "$t",
     "float": "$toFloat",
     "frozenset": "$set",
     "int": "$toInt",
@@ -92,6 +93,7 @@ FOREIGN: Mapping[Symbol, str] = {
     ("fractions", "Fraction"): "$Fraction",
     ("itertools", "accumulate"): "$accumulate",
     ("math", "ceil"): "$ceil",
+    ("math", "lcm"): "$lcm",
     ("math", "prod"): "$prod",
     ("re", "sub"): "$reSub",
     ("shlex", "join"): "$shellJoin",
@@ -113,10 +115,10 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = {
 
 MOST_ARGUMENTS: Mapping[str, int] = {
     **dict.fromkeys(("$abs", "$accumulate", "$all", "$any", "$asdict", "$ceil", "$Counter", "$dict", "$enumerate"), 1),
-    **dict.fromkeys(("$fields", "$id", "$iter", "$len", "$list", "$prod", "$reversed", "$round", "$set"), 1),
+    **dict.fromkeys(("$fields", "$id", "$iter", "$len", "$list", "$prod", "$reversed", "$set", "$t"), 1),
     **dict.fromkeys(("$shellJoin", "$sorted", "$str", "$sum", "$toFloat", "$toInt", "$typeOf"), 1),
-    **dict.fromkeys(("$bisect_left", "$divmod", "$filter", "$Fraction", "$next", "$range"), 2),
-    **dict.fromkeys(("$getattr", "$reSub", "$slice"), 3),
+    **dict.fromkeys(("$bisect_left", "$divmod", "$filter", "$Fraction", "$next", "$round"), 2),
+    **dict.fromkeys(("$getattr", "$range", "$reSub", "$slice"), 3),
 }
 """Positional arguments that helpers heed; the others take any number."""
 

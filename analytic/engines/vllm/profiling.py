@@ -82,7 +82,8 @@ def moments(geometry: Geometry, run: VllmRun) -> dict[str, int]:
     known = family(geometry)
     own = known.eager if run.enforce_eager or known.compiled is None else known.compiled
     given_up = _narrowed_bytes(geometry, run) if known.narrows_rotary and run.enforce_eager else 0
-    left, found = 0, dict[str, int]()
+    left = 0
+    found: dict[str, int] = {}
     for layer in _telling(geometry.layers):
         if known.checkpoints and isinstance(layer.mixer, Recurrent) and _has_flashinfer_scan(run):
             left = max(left, checkpoint_bytes(layer.mixer, run))

@@ -26,7 +26,7 @@ PALETTE = {
     "fits": Colour(light="#cbe8dc", dark="#12483a"),
     "tight": Colour(light="#fbe5b6", dark="#57400a"),
     "no": Colour(light="#f0f0f0", dark="#232323"),
-    # Okabe and Ito's colours, told apart with any kind of colour vision.
+    # Okabe and Ito's colours, told apart with any kind of colour vision; their yellow darker, to be seen on white.
     "blue": _same("#0072b2"),
     "green": _same("#009e73"),
     "orange": _same("#e69f00"),
@@ -34,7 +34,7 @@ PALETTE = {
     "sky": _same("#56b4e9"),
     "grey": _same("#999999"),
     "vermilion": _same("#d55e00"),
-    "yellow": _same("#f0e442"),
+    "yellow": Colour(light="#8f8400", dark="#f0e442"),
 }
 """By the name that drawings use."""
 
