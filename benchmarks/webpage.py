@@ -1,8 +1,8 @@
 """How long the page takes to answer a change, in Chromium, beside the command: ``python benchmarks/webpage.py``.
 
-Controls are changed by chance, one at a time, over all models, GPUs and formats. A change has three parts, shown one
-after another: the answer (verdict, ledger, GPU by GPU), the rest (limits, levers, notes) and the map of what else fits.
-Wall time of one thread, so a busy machine shows in it.
+Controls are changed by chance, one at a time, over engines, models, GPUs and formats. A change has three parts, shown
+one after another: the answer (verdict, ledger, GPU by GPU), the rest (limits, levers, notes) and the map of what else
+fits. Wall time of one thread, so a busy machine shows in it.
 """
 
 import argparse
@@ -37,9 +37,9 @@ CHANGES = """([count, seed]) => {
     return id in most ? 1 + Math.floor(random() * most[id]) : pick([...$on(id).options]).value;
   };
   return Array.from({ length: count }, () => {
-    const id = pick(["model", "gpu", "gpus", "format", ...Object.keys(most)]);
+    const id = pick(["engine", "model", "gpu", "gpus", "format", ...Object.keys(most)]);
     $on(id).value = value(id);
-    const times = { answer: timed($ask) };
+    const times = { answer: timed(() => $on(id).dispatchEvent(new Event("input", { bubbles: true }))) };
     clearTimeout($pending);
     const question = $question();
     try {

@@ -5,16 +5,16 @@ import re
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache, singledispatch
 from importlib.resources import files
 from itertools import accumulate
-from math import ceil, prod
+from math import ceil, lcm, prod
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from browser import chromium
@@ -101,6 +101,7 @@ class Box(Shape):
     """A class of that base."""
 
     depth: int = 1
+    sides: ClassVar[int] = 6
 
     @cached_property
     def volume(self) -> int:
@@ -200,7 +201,36 @@ def written(a: int, b: int) -> list[object]:
     ]
 
 
-FUNCTIONS = (whole, inexact, compared, chosen, classes, collected, generated, caught, written)
+SMALL, LARGE = 3, 2**70
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A dataclass that holds a function."""
+
+    times: Callable[[int, int], int]
+
+
+def _scaled_by(factor: int) -> Way:
+    return Way(times=lambda a, b: factor * a + b)
+
+
+WAYS: Mapping[str, Way] = {"once": _scaled_by(1), "twice": Way(times=lambda a, _: 2 * a)}
+SIDES: Mapping[str, Callable[[int], int]] = {"one": lambda a: a + 1, "half": lambda a: a // 2}
+
+
+def looked_up(a: int, b: int) -> list[object]:
+    """Functions in tables, constants that are unpacked, what a class has, and a few more of Python's own."""
+    once, twice = WAYS["once"].times, WAYS["twice"].times
+    return [
+        (once(a, b), twice(a, b), SIDES["one"](a), SIDES["half" if a > b else "one"](b)),
+        (a * SMALL + LARGE, Box.sides, Box(width=a).sides, bool(a), bool(Fraction(b))),
+        (list(range(0, a % 50, 4)), list(range(a % 9, -5, -3)), lcm(a % 1000, b % 60), lcm(a, 6, 4)),
+        (round(a / 8, 2), round(b / 200, 2), round(a / 7, 3), round(0.5 * a, 0)),
+    ]
+
+
+FUNCTIONS = (whole, inexact, compared, chosen, classes, collected, generated, caught, written, looked_up)
 
 # ---------------------------------------------------------------- both sides
 
@@ -281,9 +311,13 @@ OUTSIDE = {
     "a lambda with defaults": ("def f(x):\n    return lambda y=1: y", 2, "a lambda with defaults"),
     "format that is computed": ("def f(x):\n    return f'{x:{x}}'", 2, "a format that is computed"),
     "sorting in reverse": ("def f(x):\n    return sorted(x, reverse=True)", 2, "reverse= of sorted"),
-    "rounding to digits": ("def f(x):\n    return round(x, 2)", 2, "round of 2 arguments"),
+    "a type that is called": ("def f(x):\n    return dict[str, int]()", 2, "a call of what an expression gives"),
+    "constants that are unpacked as functions": (
+        "A, B = (lambda x: x), 2\ndef f(x):\n    return A(x)",
+        1,
+        "functions that are unpacked",
+    ),
     "a sum with a start": ("def f(x):\n    return sum(x, 3)", 2, "sum of 2 arguments"),
-    "a range with steps": ("def f(x):\n    return range(0, x, 2)", 2, "range of 3 arguments"),
     "replacing a few": ("def f(x):\n    return x.replace('a', 'b', 1)", 2, "the method replace"),
     "a method that is not called": ("def f(x):\n    return map(x.get, x)", 2, "the attribute get"),
     "a call in a chain": ("def g(x):\n    return x\ndef f(x):\n    return 1 < g(x) < 3", 4, "a chain of comparisons"),

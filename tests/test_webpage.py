@@ -16,28 +16,37 @@ from playwright.sync_api import Browser, Page
 
 from analytic.calibration import Calibration, Environment, Residual, Term
 from analytic.errors import UllageError
-from analytic.estimator import estimate
+from analytic.estimator import NOT_MODELED, estimate
 from analytic.hardware import gpus
 from analytic.ledger import COMPONENTS
-from analytic.models.catalog import entries
+from analytic.loaded.vllm import vllm_weights
+from analytic.models.catalog import entries, load
 from analytic.plans.budget import budget_map
 from analytic.report.command import command_of
 from analytic.report.estimate import document
 from analytic.report.sentences import assumptions, cells, gib, lever_words, verdict
+from analytic.state.vllm_specs import CACHE_DTYPES
+from analytic.webpage.linear import independent, solved
 from analytic.webpage.page import data, script, write
+from analytic.webpage.ranks import PACKED
 from analytic.webpage.tables import OFFERED
+from analytic.weights import DTYPES
 
 REQUESTS = 210
 MOST_BYTES = 1_500_000
 
-CONTROLS = ("model", "gpu", "gpus", "format", "prompt-tokens", "output-tokens", "batch-size")
-RARE = ("attention", "cache-implementation", "padded", "gpu-memory-utilization")
+CONTROLS = ("engine", "model", "gpu", "gpus", "format", "prompt-tokens", "output-tokens", "batch-size")
+RARE = {
+    "transformers": ("attention", "cache-implementation", "padded", "gpu-memory-utilization"),
+    "vllm": ("max-num-seqs", "max-num-batched-tokens", "kv-cache-dtype", "enforce-eager", "gpu-memory-utilization"),
+}
 FITS = "#model=llama-3.1-8b&gpu=h100-80gb"
 SHORT = "#model=llama-3.1-70b&gpu=h100-80gb&gpus=2&prompt-tokens=32k&batch-size=8&quantization=bnb-nf4&double-quant=on"
 VAST = (
     "#model=llama-3.1-405b&gpu=gtx-1080-ti&gpus=8&prompt-tokens=9000000&batch-size=9000&dtype=float32&attention=eager"
 )
 REFUSED = "#model=gpt-oss-120b&gpu=h100-80gb&quantization=bnb-nf4"
+VLLM = "#engine=vllm&model=llama-3.1-70b&gpu=h100-80gb&gpus=2&prompt-tokens=32k&batch-size=8"
 UNLIMITED = "#model=qwen3-30b-a3b&gpu=&dtype=float16"
 
 
@@ -79,9 +88,13 @@ def _open(page: Page, file: Path, state: str) -> None:
 
 
 def _ask(page: Page, state: str) -> None:
-    """The page in another state, without opening it again."""
+    """The page in another state, without opening it again; the map of what else fits comes later."""
     page.evaluate("(state) => { history.replaceState(null, '', state); $restore(); $ask(); }", state)
-    page.wait_for_selector(".stale", state="detached")
+    _wait_for_figures(page)
+
+
+def _wait_for_figures(page: Page) -> None:
+    page.wait_for_selector("#figures.stale", state="detached")
 
 
 # ---------------------------------------------------------------- the same answers
@@ -93,15 +106,11 @@ def _requests(count: int, seed: int) -> list[dict[str, Any]]:
     models, devices = [entry.name for entry in entries()], [gpu.name for gpu in gpus()]
     random.shuffle(models)
     random.shuffle(devices)
-    return [_request(random, models[i % len(models)], devices[i % len(devices)]) for i in range(count)]
+    return [_request(random, i, models[i % len(models)], devices[i % len(devices)]) for i in range(count)]
 
 
-def _request(random: Random, model: str, gpu: str) -> dict[str, Any]:
-    formats = [{}, {}, {"quantization": "none"}, *({"dtype": dtype} for dtype in ("float16", "bfloat16", "float32"))]
-    formats += [{"quantization": name} for name in ("bnb-nf4", "bnb-fp4", "bnb-int8", *OFFERED)]
-    formats += [{"quantization": name, "double_quant": True} for name in ("bnb-nf4", "bnb-fp4")]
-    formats += [{"quantization": "bnb-int8", "dtype": "float16"}, {"quantization": "bnb-nf4", "dtype": "float32"}]
-    rare = {"attention": "eager", "padded": True, "cache_implementation": "static", "gpu_memory_utilization": 0.9}
+def _request(random: Random, index: int, model: str, gpu: str) -> dict[str, Any]:
+    """Two of five are vLLM's."""
     return {
         "model": model,
         "gpu": gpu,
@@ -109,9 +118,36 @@ def _request(random: Random, model: str, gpu: str) -> dict[str, Any]:
         "prompt_tokens": int(200_000 ** random.random()),
         "output_tokens": random.choice((1, 256, random.randint(1, 4000))),
         "batch_size": random.choice((1, random.randint(1, 512))),
+        **(_of_vllm(random) if index % 5 < 2 else _of_transformers(random)),
+    }
+
+
+def _of_vllm(random: Random) -> dict[str, Any]:
+    formats = [{}, {}, {"quantization": "none"}, *({"dtype": dtype} for dtype in DTYPES)]
+    formats += [{"quantization": name} for name in PACKED]
+    formats += [{"quantization": name, "dtype": dtype} for name in ("fp8", "w4a16") for dtype in DTYPES]
+    rare = {
+        "kv_cache_dtype": random.choice([*CACHE_DTYPES, *3 * ["fp8"]]),
+        "max_num_seqs": random.choice((1, 64, 300)),
+        "max_num_batched_tokens": random.choice((512, 2048, 16384)),
+        "enforce_eager": True,
+        "gpu_memory_utilization": 0.9,
+    }
+    return {
+        "engine": "vllm",
+        "gpus": random.choice((1, 2, 4, 8, random.randint(1, 8))),
         **random.choice(formats),
         **{name: value for name, value in rare.items() if random.random() < 0.2},
     }
+
+
+def _of_transformers(random: Random) -> dict[str, Any]:
+    formats = [{}, {}, {"quantization": "none"}, *({"dtype": dtype} for dtype in ("float16", "bfloat16", "float32"))]
+    formats += [{"quantization": name} for name in ("bnb-nf4", "bnb-fp4", "bnb-int8", *OFFERED)]
+    formats += [{"quantization": name, "double_quant": True} for name in ("bnb-nf4", "bnb-fp4")]
+    formats += [{"quantization": "bnb-int8", "dtype": "float16"}, {"quantization": "bnb-nf4", "dtype": "float32"}]
+    rare = {"attention": "eager", "padded": True, "cache_implementation": "static", "gpu_memory_utilization": 0.9}
+    return {**random.choice(formats), **{name: value for name, value in rare.items() if random.random() < 0.2}}
 
 
 def _told(asked: dict[str, Any]) -> Any:
@@ -137,8 +173,10 @@ def test_random_requests_are_answered_as_the_command_does(page: Page) -> None:
         assert answer == told, request
     for field, all_of_them in (("model", entries()), ("gpu", gpus())):
         assert {request[field] for request in asked} == {row.name for row in all_of_them}
-    kinds = Counter("refused" if "refused" in told else str(told["verdict"]["fits"]) for told in wanted)
-    assert min(kinds[kind] for kind in ("True", "False", "refused")) >= 10, kinds
+    told_of = [(request.get("engine"), told) for request, told in zip(asked, wanted, strict=True)]
+    kinds = Counter((engine, "refused" if "refused" in told else told["verdict"]["fits"]) for engine, told in told_of)
+    assert min(kinds[engine, kind] for engine in (None, "vllm") for kind in (True, False, "refused")) >= 10, kinds
+    assert sum(count for (engine, _), count in kinds.items() if engine == "vllm") >= 80
 
 
 def test_refusals_are_those_of_the_command(page: Page) -> None:
@@ -150,6 +188,13 @@ def test_refusals_are_those_of_the_command(page: Page) -> None:
         {**usual, "model": "llama-3.1-8b", "gpu_memory_utilization": 1.5},
         {**usual, "model": "llama-3.1-8b", "double_quant": True},
         {**usual, "model": "llama-3.1-8b", "batch_size": 2_000_000},
+        {**usual, "engine": "vllm", "model": "llama-3.1-8b", "gpus": 3},  # heads that do not divide
+        {**usual, "engine": "vllm", "model": "llama-3.1-8b", "gpu": "t4", "quantization": "awq-int4"},  # not recorded
+        {**usual, "engine": "vllm", "model": "llama-3.1-8b", "gpu": "t4", "dtype": "bfloat16"},
+        {**usual, "engine": "vllm", "model": "deepseek-v3", "quantization": "none"},  # not dequantised
+        {**usual, "engine": "vllm", "model": "qwen3-30b-a3b", "gpu": None, "quantization": "w4a16"},  # which GPU?
+        {**usual, "engine": "vllm", "model": "llama-3.1-8b", "kv_cache_dtype": "fp8_ds_mla"},
+        {**usual, "engine": "vllm", "model": "llama-3.1-8b", "max_num_seqs": 200_000_000},
     ]
     answers = page.evaluate(TOLD, asked)
     assert all("refused" in answer for answer in answers)
@@ -163,6 +208,7 @@ def test_words_levers_command_and_map_are_those_of_the_command(page: Page) -> No
           const answer = $estimate(question), say = $analytic$report$sentences;
           const map = $analytic$plans$budget.budget_map(answer);
           return [say.assumptions(answer), say.verdict(answer), answer.levers.map(say.lever_words), $command(answer),
+            $list(answer.engine.lines(answer.asked, answer.ledgers)),
             [map.contexts, map.concurrencies, map.cells, map.asked]];
         })""",
         asked,
@@ -174,7 +220,60 @@ def test_words_levers_command_and_map_are_those_of_the_command(page: Page) -> No
         assert found is not None
         fields = (found.contexts, found.concurrencies, found.cells, found.asked)
         words = [assumptions(told), verdict(told), [lever_words(lever) for lever in told.levers], command_of(told)]
-        assert answer == json.loads(json.dumps([*words, fields])), request
+        lines = list(told.engine.lines(told.asked, told.ledgers))
+        assert answer == json.loads(json.dumps([*words, lines, fields])), request
+
+
+STAGES = """(points) => points.map(([name, dtype, quantization, capability, tensor, share]) => {
+  const told = (...degrees) => {
+    try { return $vllm_weights($model(name), dtype, quantization, capability, ...degrees)[0].bytes; } catch (error) {
+      if (error instanceof $UllageError) return [error.message, error.hint];
+      throw error;
+    }
+  };
+  const { kinds, choices, variants } = $model(name).row.vllm;
+  const { widest } = variants[choices[`${dtype} ${$str(quantization)}`][(capability ?? []).join(".")]];
+  const pipeline = 2 + Math.floor(share * (kinds.length - 1)), stage = Math.floor(share * 1e6) % pipeline;
+  return [told(tensor, 1, 0), widest ?? null, pipeline, stage, widest ? told(widest, pipeline, stage) : null];
+})"""
+
+
+def test_weights_of_a_gpu_and_of_a_stage_are_those_of_vllm(page: Page) -> None:
+    random = Random(6)
+    plain, known = (None, (9, 0), (10, 0)), sorted({gpu.capability for gpu in gpus() if gpu.capability})
+    points = []
+    for entry in entries():
+        for quantization in random.sample((None, "none", *PACKED), 3):
+            packed = quantization in PACKED or load(entry.name).native_format is not None
+            capability = random.choice([None, *known] if packed else plain)
+            dtype, tensor = random.choice(DTYPES), random.randint(1, 8)
+            points.append([entry.name, dtype, quantization, capability, tensor, random.random()])
+    answers, staged = page.evaluate(STAGES, points), 0
+    for point, (alone, widest, pipeline, stage, of_stage) in zip(points, answers, strict=True):
+        assert alone == _weights(point[:5]), point
+        if widest is not None:
+            wanted = _weights([*point[:4], widest], pipeline_parallel_size=pipeline, pipeline_rank=stage)
+            assert of_stage == wanted or (isinstance(of_stage, list) and isinstance(wanted, list)), (point, pipeline)
+            staged += isinstance(wanted, int)
+    assert staged > 100
+
+
+def _weights(point: list[Any], **degrees: int) -> Any:
+    """Bytes, or message and hint of a refusal."""
+    name, dtype, quantization, capability, tensor = point
+    asked: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "capability": capability}
+    try:
+        return vllm_weights(load(name), tensor_parallel_size=tensor, **asked, **degrees)[0].bytes
+    except UllageError as refusal:
+        return [refusal.message, refusal.hint]
+
+
+def test_a_few_rows_tell_all_that_are_sums_of_them() -> None:
+    rows = [("a", [1, 1, 0]), ("b", [2, 2, 0]), ("c", [1, 3, 1]), ("d", [2, 4, 1]), ("e", [0, 1, 0]), ("f", [5, 6, 7])]
+    kept = list(independent(rows))
+    assert [name for name, _ in kept] == ["a", "c", "e"]  # b = 2 a, d = a + c
+    factors = solved([row for _, row in kept], [7, 17, 5])  # 7 = 2 + 5; 17 = 2 + 3 * 5 + 0; 5
+    assert factors == [2, 5, 0]
 
 
 def test_fitted_constants_are_predicted_from_as_the_command_does(browser: Browser) -> None:
@@ -253,6 +352,11 @@ def test_numbers_are_read_as_the_command_reads_them(page: Page) -> None:
             | {"quantization": "bnb-nf4", "double_quant": True},
         ),
         (UNLIMITED, {"model": "qwen3-30b-a3b", "dtype": "float16"}),
+        (
+            VLLM,
+            {"model": "llama-3.1-70b", "gpu": "h100-80gb:2", "prompt_tokens": 32_000, "batch_size": 8}
+            | {"engine": "vllm"},
+        ),
     ],
 )
 def test_verdict_ledger_and_notes_are_shown(page: Page, state: str, asked: dict[str, Any]) -> None:
@@ -270,6 +374,9 @@ def test_verdict_ledger_and_notes_are_shown(page: Page, state: str, asked: dict[
     shown = [tr.split("\t")[1:] for tr in page.locator("#ledger tbody tr").all_inner_texts()]
     assert shown == [list(cells(quantity)) for quantity in quantities]
     assert page.locator("#notes li").all_inner_texts() == list(told.warnings)
+    assert page.locator("#terms li").all_inner_texts() == list(told.engine.lines(told.asked, told.ledgers))
+    assert page.locator("#not-modeled li").all_inner_texts() == [*NOT_MODELED, *told.engine.NOT_MODELED]
+    assert f"Modelled is {told.engine.NAME} {told.engine.VERSION};" in page.inner_text("footer")
     assert page.locator("#split tbody tr").count() == (told.gpus if told.gpus > 1 else 1)
     figures = page.inner_text("#figures")
     assert f"{gib(told.rule_of_thumb.total_bytes)} GiB" in figures
@@ -290,7 +397,7 @@ def test_the_bar_is_drawn_to_scale(page: Page) -> None:
 
 def test_the_map_marks_what_fits_and_the_question_itself(page: Page) -> None:
     _ask(page, SHORT)
-    page.wait_for_selector("#map td.asked")
+    page.wait_for_selector(".stale", state="detached")
     assert page.locator("#map td.asked .away").inner_text() == "does not fit"
     assert {page.locator("#map .fits").count() > 0, page.locator("#map .tight").count() > 0} == {True}
 
@@ -327,7 +434,8 @@ def test_back_and_forward_restore_the_question(page: Page) -> None:
 
 def test_an_address_restores_every_control(page: Page, file: Path) -> None:
     rare = "attention=eager&padded=on&cache-implementation=static&gpu-memory-utilization=0.9"
-    for state in (UNLIMITED, f"{SHORT}&{rare}"):
+    of_vllm = "max-num-seqs=64&max-num-batched-tokens=4k&kv-cache-dtype=fp8&enforce-eager=on&quantization=fp8"
+    for state in (UNLIMITED, f"{VLLM}&{of_vllm}&gpu-memory-utilization=0.8", f"{SHORT}&{rare}"):
         _open(page, file, state)
         kept = page.evaluate("$address().slice(1)")
         assert parse_qs(kept, keep_blank_values=True) == parse_qs(state[1:], keep_blank_values=True)
@@ -348,18 +456,49 @@ def test_models_are_found_by_hub_id_in_any_case(page: Page) -> None:
     assert "meta-llama/Llama-3.1-70B" in page.inner_text("#assumptions")
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_what_would_help_is_a_link_to_that_answer(page: Page, dtype: str) -> None:
-    told = estimate("llama-3.1-70b", gpu="h100-80gb:2", prompt_tokens=8000, batch_size=4, dtype=dtype)
+def test_the_engine_changes_what_can_be_asked_for(page: Page) -> None:
+    page.select_option("#format", "quantization=w4a16")
+    page.evaluate("document.getElementById('more').open = true")
+    for engine, other in (("vllm", "transformers"), ("transformers", "vllm")):
+        page.focus("#engine")
+        page.keyboard.press("ArrowDown" if engine == "vllm" else "ArrowUp")
+        assert all(page.is_visible(f"#{name}") for name in RARE[engine])
+        assert not any(page.is_visible(f"#{name}") for name in set(RARE[other]) - set(RARE[engine]))
+        assert page.input_value("#format") == "quantization=w4a16"
+        told = estimate("llama-3.1-8b", gpu="h100-80gb", engine=engine, quantization="w4a16")
+        assert page.inner_text("#sentence").casefold() == verdict(told).casefold()
+        assert ("engine=vllm" in page.evaluate("$address()")) is (engine == "vllm")
+    page.select_option("#format", "quantization=bnb-nf4")
+    page.select_option("#engine", "vllm")
+    assert page.input_value("#format") == ""  # vLLM's kernels of it are not modelled
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype"), [("transformers", "auto"), ("transformers", "float32"), ("vllm", "float16")]
+)
+def test_what_would_help_is_a_link_to_that_answer(page: Page, engine: str, dtype: str) -> None:
+    told = estimate("llama-3.1-70b", gpu="h100-80gb:2", prompt_tokens=8000, batch_size=4, dtype=dtype, engine=engine)
     state = "#model=llama-3.1-70b&gpu=h100-80gb&gpus=2&prompt-tokens=8k&batch-size=4"
-    _ask(page, state + f"&dtype={dtype}" * (dtype != "auto"))
+    _ask(page, state + f"&dtype={dtype}" * (dtype != "auto") + "&engine=vllm" * (engine == "vllm"))
     assert page.locator("#help li").all_inner_texts() == [lever_words(lever) for lever in told.levers]
     for lever in told.levers:
+        asked = page.evaluate("location.hash")
         page.get_by_role("link", name=lever.change).click()
-        page.wait_for_selector(".stale", state="detached")
+        _wait_for_figures(page)
         assert f"{gib(lever.device_bytes)} GiB" in page.inner_text("#figures"), lever
         page.go_back()
-        page.wait_for_selector(".stale", state="detached")
+        page.wait_for_function("(asked) => location.hash === asked", arg=asked)
+        _wait_for_figures(page)
+
+
+def test_stages_of_a_pipeline_are_told_and_not_linked(page: Page) -> None:
+    told = estimate("llama-3.1-405b", gpu="a100-40gb", engine="vllm", quantization="fp8")
+    assert told.needed is not None
+    assert told.needed.pipeline > 1
+    _ask(page, "#engine=vllm&model=llama-3.1-405b&gpu=a100-40gb&quantization=fp8")
+    lever = f"--gpu a100-40gb:{told.needed.gpus}"
+    assert lever in page.inner_text("#help")
+    assert page.get_by_role("link", name=lever).count() == 0
 
 
 # ---------------------------------------------------------------- one file, and nothing else
@@ -397,7 +536,8 @@ def test_without_javascript_the_page_says_what_to_do(browser: Browser, file: Pat
     context.close()
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analytic.webpage.page.html", lambda: "a page")
     (tmp_path / "site").write_text("a file", "utf-8")
     with pytest.raises(UllageError, match="site"):
         write(tmp_path / "site")
@@ -412,25 +552,27 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(page: Page, scheme: Any, width
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 800})
     page.evaluate("document.getElementById('more').open = true")
-    for state in (SHORT, REFUSED, UNLIMITED, VAST):
+    for state in (SHORT, VLLM, REFUSED, UNLIMITED, VAST, f"{VAST}&engine=vllm"):
         _ask(page, state)
+        page.wait_for_selector(".stale", state="detached")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, state
         if state == REFUSED:
             page.fill("#batch-size", "none")
-        found = axe(page) if state in (SHORT, REFUSED) else []
+        found = axe(page) if state in (SHORT, VLLM, REFUSED) else []
         assert [(violation["id"], violation["nodes"][0]["html"]) for violation in found] == [], state
 
 
-def test_every_control_is_reached_by_tab_and_has_a_visible_focus(page: Page, file: Path) -> None:
-    _open(page, file, FITS)
+@pytest.mark.parametrize("engine", RARE)
+def test_every_control_is_reached_by_tab_and_has_a_visible_focus(page: Page, file: Path, engine: str) -> None:
+    _open(page, file, f"{FITS}&engine={engine}")
     page.evaluate("document.getElementById('more').open = true")
     reached: list[str] = []
-    for _ in range(len(CONTROLS) + len(RARE) + 6):
+    for _ in range(len(CONTROLS) + len(RARE[engine]) + 6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
         if reached[-1] != "BODY":
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", reached[-1]
-    wanted = [*CONTROLS, "SUMMARY", *RARE, "copy-command", "copy-link"]
+    wanted = [*CONTROLS, "SUMMARY", *RARE[engine], "copy-command", "copy-link"]
     assert [name for name in reached if name in wanted][: len(wanted)] == wanted
 
 
@@ -449,3 +591,10 @@ def test_every_gpu_and_format_can_be_chosen(page: Page) -> None:
     formats = page.evaluate("[...document.getElementById('format').options].map((option) => option.value)")
     assert {f"quantization={name}" for name in ("none", "bnb-nf4", "bnb-fp4", "bnb-int8", *OFFERED)} <= set(formats)
     assert page.locator("#models option").count() == len(entries())
+    page.select_option("#engine", "vllm")
+    for control, wanted in (
+        ("format", {"", *(f"dtype={dtype}" for dtype in DTYPES), *(f"quantization={name}" for name in PACKED)}),
+        ("kv-cache-dtype", set(CACHE_DTYPES)),
+    ):
+        offered = page.evaluate(f"[...document.getElementById('{control}').options].map((option) => option.value)")
+        assert set(offered) == wanted

@@ -1,13 +1,20 @@
-"""What of ullage's Python the page runs: an estimate with transformers, whole layers on up to so many GPUs."""
+"""What of ullage's Python the page runs: estimates with transformers, layers a GPU, and with vLLM, parts of each."""
 
 from analytic.webpage.translate import Program
 
-_ENGINE = "analytic.engines.transformers.engine"
+_TRANSFORMERS = "analytic.engines.transformers.engine"
+_VLLM = "analytic.engines.vllm.engine"
 
 
 def _of(module: str, names: str) -> tuple[str, ...]:
     return tuple(f"{module}.{name}" for name in names.split())
 
+
+_ANSWERS = (
+    "NAME VERSION REST CHARGES_CONTEXT NOT_MODELED prepare kind usable_bytes ledgers gpus_needed "
+    "state_bytes_per_token changes setting warnings details lines"
+)
+"""Of an engine."""
 
 ROOTS = (
     *_of("analytic.estimator", "run"),
@@ -17,8 +24,12 @@ ROOTS = (
     *_of("analytic.report.sentences", "assumptions verdict status_of lever_words most gib sentence cells"),
     *_of("analytic.plans.budget", "budget_map"),
     *_of("analytic.ledger", "COMPONENTS"),
-    *_of(_ENGINE, "NAME VERSION REST CHARGES_CONTEXT NOT_MODELED prepare kind usable_bytes ledgers gpus_needed"),
-    *_of(_ENGINE, "state_bytes_per_token changes setting warnings details lines"),
+    *(name for engine in (_TRANSFORMERS, _VLLM) for name in _of(engine, _ANSWERS)),
+    *_of("analytic.flags", "Flags"),
+    *_of("analytic.loaded.vllm_parallel", "pipeline_spans"),
+    *_of("analytic.loaded.vllm", "ONLINE"),
+    *_of("analytic.state.vllm_specs", "CACHE_DTYPES"),
+    *_of("analytic.webpage.ranks", "PACKED stage_row"),
     *_of("analytic.models.geometry", "Geometry Layer Attention LatentAttention Recurrent FeedForward MixtureOfExperts"),
     *_of("analytic.models.inventory", "TensorGroup"),
     *_of("analytic.weights", "ServedGroup"),
@@ -31,6 +42,7 @@ SHAPES = (
     *_of("analytic.models.model", "Model"),
     *_of("analytic.weights", "Weights"),
     *_of("analytic.formats.scheme", "Preset Method Serving Scheme"),
+    *_of("analytic.engine_constants", "EngineCalibration"),
 )
 """What the given objects look like."""
 
@@ -44,18 +56,17 @@ GIVEN = {
     "analytic.formats.table.itemsize": "$itemsize",
     "analytic.models.packed.quantization_of": "$quantization_of",
     "analytic.models.packed.weight_bits": "$weight_bits",
-    "analytic.request._cache_dtypes": '() => ["auto"]',
-    "analytic.request._made_by": "() => []",
+    "analytic.loaded.vllm.vllm_weights": "$vllm_weights",
 }
 """What stands for tables of formats and for errors."""
 
 ABSENT = (
     *_of("analytic.engines.transformers.share", "rank_of"),
-    *_of(_ENGINE, "_placed"),
+    *_of(_TRANSFORMERS, "_placed"),
     *_of("analytic.engine_constants", "EngineCalibration"),
     *_of("analytic.hardware", "find_gpu"),
 )
-"""What the page does not offer: tensor parallelism, device maps, constants of vLLM's logs."""
+"""What the page does not offer: tensor parallelism of transformers, device maps, constants of vLLM's logs."""
 
 
 def program() -> Program:

@@ -1,17 +1,21 @@
 // A question as the page's controls hold it, and its answer.
 
-const $request = ({ dtype = "auto", quantization = null, double_quant = false, attention = "sdpa", padded = false,
-  cache_implementation = "dynamic", gpu_memory_utilization = null, batch_size, prompt_tokens, output_tokens }) =>
+const $request = ({ engine = "transformers", dtype = "auto", quantization = null, double_quant = false,
+  kv_cache_dtype = "auto", attention = "sdpa", padded = false, cache_implementation = "dynamic",
+  gpu_memory_utilization = null, batch_size, prompt_tokens, output_tokens }) =>
   $make($analytic$request.Request, {
-    dtype, quantization, double_quant, attention, padded, cache_implementation, batch_size, prompt_tokens, output_tokens,
+    engine, dtype, quantization, double_quant, kv_cache_dtype, attention, padded, cache_implementation,
+    batch_size, prompt_tokens, output_tokens,
     gpu_memory_utilization: gpu_memory_utilization === null ? null : $F(gpu_memory_utilization),
   });
 
 // The estimate of a model on GPUs, as `ullage estimate` makes it; throws $UllageError where that refuses.
-const $estimate = ({ model, gpu = null, gpus = 1, ...asked }) => {
-  const device = gpu === null ? null : $gpus.at(gpu);
-  const calibration = gpu === null ? null : $calibrations.get(gpu);
-  return $call($analytic$estimator.run, [$model(model), $request(asked)], { gpu: device, gpus, calibration });
+const $estimate = ({ model, gpu = null, gpus = 1, max_num_seqs = null, max_num_batched_tokens = null,
+  enforce_eager = null, ...asked }) => {
+  const device = gpu === null ? null : $gpus.at(gpu), request = $request(asked);
+  const calibration = gpu === null || request.engine !== "transformers" ? null : $calibrations.get(gpu);
+  const flags = $make($analytic$flags.Flags, { max_num_seqs, max_num_batched_tokens, enforce_eager });
+  return $call($analytic$estimator.run, [$model(model), request], { flags, gpu: device, gpus, calibration });
 };
 
 const $json = (value) => {

@@ -39,8 +39,10 @@ class Calls(Expressions):
                 return self._call_member(node, node.func)
             case ast.Call(func=ast.Name(id=name)) if self.symbol(name) == ("functools", "lru_cache"):
                 return f"$memo({self.cache_size(node.func)}, {self.items(node.args)})"
-            case ast.Subscript() | ast.Call() if not node.keywords:
-                return f"{self.expression(node.func)}({self.items(node.args)})"
+            case ast.Subscript(value=ast.Name(id=name)) if self.is_local(name) or self.symbol(name) is not None:
+                return self._placed(node, self.expression(node.func), None)
+            case ast.Call():
+                return self._placed(node, self.expression(node.func), None)
         raise self.fail(node, "a call of what an expression gives")
 
     def types(self, node: ast.expr) -> str:

@@ -14,9 +14,15 @@ const $words = (name) => name.replaceAll("_", " ");
 
 // Every control: its name in the address, and what it stands for if it is left alone.
 const $CONTROLS = {
-  model: "llama-3.1-8b", gpu: "h100-80gb", gpus: "1", format: "", "prompt-tokens": "2048", "output-tokens": "256",
-  "batch-size": "1", attention: "sdpa", "cache-implementation": "dynamic", padded: "", "gpu-memory-utilization": "",
+  engine: "transformers", model: "llama-3.1-8b", gpu: "h100-80gb", gpus: "1", format: "", "prompt-tokens": "2048", "output-tokens": "256",
+  "batch-size": "1", attention: "sdpa", "cache-implementation": "dynamic", padded: "", "max-num-seqs": "",
+  "max-num-batched-tokens": "", "kv-cache-dtype": "auto", "enforce-eager": "", "gpu-memory-utilization": "",
 };
+const $OWN = {
+  transformers: ["attention", "cache-implementation", "padded"],
+  vllm: ["max-num-seqs", "max-num-batched-tokens", "kv-cache-dtype", "enforce-eager"],
+};
+const $RARE = [...Object.values($OWN).flat(), "gpu-memory-utilization"];
 const $MOST_GPUS = 8;
 const $FORMAT = ["dtype", "quantization", "double-quant"];
 const $GPU_KINDS = { "data-centre": "Data centre", workstation: "Workstation", consumer: "Consumer", laptop: "Laptop", mig: "MIG slices" };
@@ -24,15 +30,26 @@ const $GPU_KINDS = { "data-centre": "Data centre", workstation: "Workstation", c
 // ------------------------------------------------------------------ controls
 
 const $DTYPES = ["bfloat16", "float16", "float32"];
-const $CONVERTED = ["bnb-nf4", "bnb-fp4", "bnb-int8"];
-const $formats = () => {
-  const bits = (name) => `${name}, ${Number($tables.bits[name].toFixed(2))} bits`;
+const $CONVERTED = { transformers: ["bnb-nf4", "bnb-fp4", "bnb-int8"], vllm: $analytic$webpage$ranks.PACKED };
+const $engine = () => $on("engine").value;
+const $isOffered = (id) => $OWN[$engine()].includes(id) || !Object.values($OWN).flat().includes(id);
+const $bits = (name) => `${name}, ${Number($tables.bits[name].toFixed(2))} bits`;
+const $ofVllm = () => {
+  const packed = (online) => $analytic$webpage$ranks.PACKED.filter((name) => $analytic$loaded$vllm.ONLINE.has(name) === online)
+    .map((name) => [`quantization=${name}`, $bits(name)]);
+  return {
+    "As it is": [["", "as published"], ...$DTYPES.map((dtype) => [`dtype=${dtype}`, dtype])],
+    "Quantised while loading": packed(true),
+    "Quantised beforehand": packed(false),
+  };
+};
+const $ofTransformers = () => {
   const packed = (early) => Object.values($tables.presets).filter(({ beforehand }) => beforehand === early)
-    .map(({ name }) => [`quantization=${name}`, bits(name)]);
+    .map(({ name }) => [`quantization=${name}`, $bits(name)]);
   return {
     "As it is": [["", "as published"], ...$DTYPES.map((dtype) => [`dtype=${dtype}`, dtype]),
       ["quantization=none", "dequantised, if published packed"]],
-    "Quantised while loading": [...$CONVERTED.map((name) => [`quantization=${name}`, bits(name)]),
+    "Quantised while loading": [...$CONVERTED.transformers.map((name) => [`quantization=${name}`, $bits(name)]),
       ["quantization=bnb-nf4&double-quant=on", "bnb-nf4, double quantised"],
       ["quantization=bnb-fp4&double-quant=on", "bnb-fp4, double quantised"], ...packed(false)],
     "Quantised beforehand": packed(true),
@@ -46,8 +63,19 @@ const $furnish = () => {
     .map((gpu) => [gpu.name, `${gpu.name}, ${$say.gib(gpu.total_bytes)} GiB`])]);
   $fill("gpu", $h("option", { value: "" }, "any, without a limit"), ...$grouped(Object.fromEntries(byKind)));
   $fill("gpus", ...$options(Array.from({ length: $MOST_GPUS }, (_, at) => [String(at + 1), String(at + 1)])));
-  $fill("format", ...$grouped($formats()));
+  $fill("kv-cache-dtype", ...$options($analytic$state$vllm_specs.CACHE_DTYPES.keys().map((name) => [name, name])));
   $fill("models", ...Object.entries($tables.models).map(([name, { id }]) => $h("option", { value: name }, id)));
+};
+
+// What hangs on the engine: formats, the rarer controls, and what is said at the end.
+const $turnTo = (engine) => {
+  const chosen = $on("format").value, found = $find_engine(engine);
+  $fill("format", ...$grouped(engine === "vllm" ? $ofVllm() : $ofTransformers()));
+  $on("format").value = chosen;
+  if ($on("format").selectedIndex < 0) $on("format").value = $CONTROLS.format;
+  for (const element of document.querySelectorAll("[data-engine]")) element.hidden = element.dataset.engine !== engine;
+  $fill("terms-title", `In the terms of ${found.NAME}`);
+  $fill("not-modeled", ...[...$analytic$estimator.NOT_MODELED, ...found.NOT_MODELED].map((line) => $h("li", {}, line)));
 };
 
 const $named = () => {
@@ -73,11 +101,17 @@ const $question = () => {
   const counted = (id) => {
     try { return $tokens(id, `--${id}`); } catch (error) { throw Object.assign(error, { field: id }); }
   };
+  const count = (id) => $on(id).value.trim() === "" ? null : counted(id);
+  const own = $engine() === "vllm" ? {
+    max_num_seqs: count("max-num-seqs"), max_num_batched_tokens: count("max-num-batched-tokens"),
+    enforce_eager: $on("enforce-eager").value === "on" || null, kv_cache_dtype: $on("kv-cache-dtype").value,
+  } : {
+    attention: $on("attention").value, cache_implementation: $on("cache-implementation").value, padded: $on("padded").value === "on",
+  };
   return {
-    model, gpu: $on("gpu").value || null, gpus: Number($on("gpus").value),
+    engine: $engine(), ...own, model, gpu: $on("gpu").value || null, gpus: Number($on("gpus").value),
     dtype: format.get("dtype") ?? "auto", quantization: format.get("quantization"), double_quant: format.has("double-quant"),
     prompt_tokens: counted("prompt-tokens"), output_tokens: counted("output-tokens"), batch_size: counted("batch-size"),
-    attention: $on("attention").value, cache_implementation: $on("cache-implementation").value, padded: $on("padded").value === "on",
     gpu_memory_utilization: $share($on("gpu-memory-utilization").value),
   };
 };
@@ -88,6 +122,7 @@ const $address = () => {
   const state = new URLSearchParams();
   for (const [id, usual] of Object.entries($CONTROLS)) {
     const value = $on(id).value.trim();
+    if (!$isOffered(id)) continue;
     if (id === "format") for (const [key, part] of new URLSearchParams(value)) state.set(key, part);
     else if (value !== usual || id === "model" || id === "gpu") state.set(id, value);
   }
@@ -98,20 +133,21 @@ const $formatIn = (state) => {
   const format = new URLSearchParams($FORMAT.filter((key) => state.has(key)).map((key) => [key, state.get(key)]));
   const [dtype, name] = [format.get("dtype"), format.get("quantization")], value = String(format);
   const isListed = [...$on("format").options].some((option) => option.value === value);
-  if (!isListed && $DTYPES.includes(dtype) && $CONVERTED.includes(name)) {
+  if (!isListed && $DTYPES.includes(dtype) && $CONVERTED[$engine()].includes(name)) {
     $on("format").append(...$options([[value, `${name}${format.has("double-quant") ? ", double quantised" : ""}, in ${dtype}`]]));
   }
   return value;
 };
 const $restore = () => {
   const state = new URLSearchParams(location.hash.slice(1));
-  for (const [id, usual] of Object.entries($CONTROLS)) $on(id).value = state.get(id) ?? usual;
-  $on("format").value = $formatIn(state);
-  for (const id of ["gpu", "gpus", "format", "attention", "cache-implementation", "padded"]) {
-    if ($on(id).selectedIndex < 0) $on(id).value = $CONTROLS[id];
+  for (const [id, usual] of Object.entries($CONTROLS)) {
+    $on(id).value = state.get(id) ?? usual;
+    if ($on(id).selectedIndex < 0) $on(id).value = usual;
   }
-  const rare = ["attention", "cache-implementation", "padded", "gpu-memory-utilization"];
-  if (rare.some((id) => state.has(id))) $on("more").open = true;
+  $turnTo($engine());
+  $on("format").value = $formatIn(state);
+  if ($on("format").selectedIndex < 0) $on("format").value = $CONTROLS.format;
+  if ($RARE.some((id) => state.has(id) && $isOffered(id))) $on("more").open = true;
 };
 const $keep = () => {
   if ($address() !== location.hash) history.pushState(null, "", $address());
@@ -155,6 +191,7 @@ const $parts = (row, scale, numbered) => $h("div", { class: "parts" }, ...$analy
 }));
 const $showBar = (answer) => {
   const row = answer.fullest, capacity = answer.capacity_bytes, { device } = row;
+  const beside = Number(row.uncounted.bytes) ? ", the context beside it" : "";
   const scale = Math.max(capacity ?? 0, Number(device.high_bytes)) * 1.001;
   const told = $analytic$ledger.COMPONENTS.map((name) => `${$words(name)} ${$say.gib(row.components.at(name).bytes)}`).join(", ");
   const stack = $h("div", { class: "stack", role: "img", "aria-label": `${told} GiB; the table below has them` }, $parts(row, scale, true),
@@ -163,7 +200,7 @@ const $showBar = (answer) => {
   const [middle, low, high] = $say.cells(device);
   $fill("bar", stack, $h("div", { class: "scale" },
     $h("span", {}, low ? `${middle} GiB, between ${low} and ${high}` : `${middle} GiB`),
-    $h("span", {}, capacity === null ? "" : `line: ${$say.gib(capacity)} GiB usable`)));
+    $h("span", {}, capacity === null ? "" : `line: ${$say.gib(capacity)} GiB usable${beside}`)));
 };
 
 const $row = (kind, name, quantity, swatch = []) => {
@@ -191,23 +228,33 @@ const $showSplit = (answer) => {
     $h("td", { class: "small" }, $parts(row, scale, false))))));
 };
 
-// The address of the question with one change, as a lever words it: `--batch-size 4`, `--gpu NAME:3`.
+// The address of the question with one change, as a lever words it: `--batch-size 4`, `--gpu NAME:3`, `--enforce-eager`.
 const $changed = (change) => {
-  const [, flag, value] = /^--(\S+) (\S+)$/.exec(change), state = new URLSearchParams($address().slice(1));
+  const [, flag, value = "on"] = /^--(\S+)(?: (\S+))?$/.exec(change), state = new URLSearchParams($address().slice(1));
   if (flag === "quantization") state.delete("double-quant");
   const [name, count] = flag === "gpu" ? value.split(":") : [value, null];
   state.set(flag, name);
   if (count !== null) state.set("gpus", count);
   return Number(count) > $MOST_GPUS ? null : `#${state}`;
 };
-const $lever = (lever) => {
-  const words = $say.lever_words(lever), address = $changed(lever.change);
+// More GPUs than share every layer of vLLM are stages of a pipeline, which the page does not offer.
+const $lever = (answer, lever) => {
+  const words = $say.lever_words(lever), isPipeline = answer.request.engine === "vllm" && answer.needed?.pipeline > 1;
+  const address = isPipeline && lever.change.startsWith("--gpu ") ? null : $changed(lever.change);
   if (address === null) return [words];
   return [$h("a", { href: address }, lever.change), words.slice(lever.change.length)];
 };
 const $listed = (section, id, lines) => {
   $on(section).hidden = lines.length === 0;
   $fill(id, ...lines.map((line) => $h("li", {}, ...[line].flat())));
+};
+
+const $showTerms = (answer) => {
+  const { flags } = answer.asked;
+  $listed("terms-section", "terms", $list(answer.engine.lines(answer.asked, answer.ledgers)));
+  $on("gpu-memory-utilization").placeholder = $str(answer.request.gpu_memory_utilization ?? $F(1));
+  $on("max-num-seqs").placeholder = flags.max_num_seqs ?? "";
+  $on("max-num-batched-tokens").placeholder = flags.max_num_batched_tokens ?? "";
 };
 
 const $showMap = (answer) => {
@@ -231,6 +278,7 @@ const $show = (answer) => {
   $showVerdict(answer);
   $showLedger(answer);
   $showSplit(answer);
+  $showTerms(answer);
   for (const id of ["figures", "map"]) $on(id).classList.toggle("stale", id === "figures" || answer.gpu !== null);
   $on("map-section").hidden = answer.gpu === null;
   $pending = setTimeout(() => {
@@ -240,7 +288,7 @@ const $show = (answer) => {
 };
 const $showRest = (answer) => {
   $showFigures(answer);
-  $listed("help-section", "help", answer.fits === false ? answer.levers.map($lever) : []);
+  $listed("help-section", "help", answer.fits === false ? answer.levers.map((lever) => $lever(answer, lever)) : []);
   $listed("notes-section", "notes", $list(answer.warnings));
   $fill("command", $command(answer));
 };
@@ -284,8 +332,8 @@ const $start = async () => {
   $tables = await $unpacked();
   $names = $named();
   $furnish();
-  $fill("not-modeled", ...$analytic$estimator.NOT_MODELED.map((line) => $h("li", {}, line)));
   $restore();
+  $on("engine").addEventListener("input", () => $turnTo($engine()));
   $on("asked").addEventListener("input", $ask);
   $on("asked").addEventListener("change", $keep);
   $on("model").addEventListener("focus", () => $on("model").select());

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analytic.calibration import Calibration, shipped
-from analytic.engines.transformers import engine
+from analytic.engines.engine import find_engine
 from analytic.formats.table import itemsize
 from analytic.hardware import gpus
 from analytic.webpage import tables
@@ -68,7 +68,7 @@ def html() -> str:
     code, style = f"{script()}\n{_text('page.js')}", _text("page.css")
     parts = {
         "version": version("ullage"),
-        "engine_version": engine.VERSION,
+        **{name: find_engine(name).VERSION for name in ("transformers", "vllm")},
         "style": style,
         "style_hash": _hash(style),
         "script_hash": _hash(code),

@@ -168,6 +168,7 @@ const $t = (x) => {
   if (typeof x !== "object") return Boolean(x);
   if (x === null) return false;
   if (x instanceof $Float) return x.value !== 0;
+  if (x instanceof $Fraction) return Number(x.over) !== 0;
   if (Array.isArray(x)) return x.length > 0;
   if (x instanceof $Dict || x instanceof $Set) return x.size > 0;
   return true;

@@ -2,7 +2,7 @@
 
 let $tables = { models: {}, presets: {}, methods: {}, itemsize: {} };
 const $absent = () => $fail("this is no part of the page");
-const $find_engine = (name) => name === "transformers" ? $analytic$engines$transformers$engine : $absent();
+const $find_engine = (name) => ({ transformers: $analytic$engines$transformers$engine, vllm: $analytic$engines$vllm$engine })[name] ?? $absent();
 const $known = (table, name) => $require($tables[table][name], `${name} among the ${table}`);
 const $itemsize = (dtype) => $known("itemsize", dtype);
 const $find_method = (name) => {
@@ -13,7 +13,7 @@ const $find_preset = (name) => {
   const preset = $known("presets", name);
   return [preset, { transformers: { note: preset.note } }];
 };
-const $quantization_of = (config) => config;
+const $quantization_of = (config) => config.native_bits;
 const $weight_bits = (native) => native;
 
 const $revived = (value) => {
@@ -35,7 +35,8 @@ const $layers = (runs) => {
 
 class $Model {
   constructor(name, row) {
-    Object.assign(this, row, { name, source: "catalog", revision: null, config: row.native_bits, row });
+    Object.assign(this, row, { name, source: "catalog", revision: null, row });
+    this.config = Object.assign(new $Dict($map((key) => [key, null], row.config)), { native_bits: row.native_bits });
     this.geometry = $geometry(row.geometry);
     this.places = new Map();
     this.groups = new Map();
@@ -65,3 +66,19 @@ const $weigh = $memo(256, (model, dtype, quantization) => {
   const [by_format, by_role, unconverted] = [choice.by_format, choice.by_role, choice.unconverted].map((sums) => new $Dict(Object.entries(sums)));
   return { served, bytes: choice.bytes, by_format, by_role, unconverted };
 });
+
+const $has_experts = $memo(16, (model) => model.geometry.layers.map(({ feed_forward }) => feed_forward instanceof $analytic$models$geometry.MixtureOfExperts));
+const $stage_bytes = (model, { widest, factors }, tensor, pipeline, stage) => {
+  const { kinds, mixers, by_expert } = model.row.vllm;
+  const span = $analytic$loaded$vllm_parallel.pipeline_spans(kinds.length, pipeline)[stage];
+  if (tensor !== widest) $fail(`a pipeline of stages of ${tensor} GPUs`);
+  if (by_expert && !$has_experts(model).slice(...span).includes(true)) throw new $UllageError("vLLM loads no stage without experts");
+  return $sum($map($mul, factors, $analytic$webpage$ranks.stage_row(kinds, mixers, span)));
+};
+const $vllm_weights = (model, dtype, quantization, capability, tensor, pipeline, stage) => {
+  const { choices, variants } = model.row.vllm, number = (capability ?? []).join(".");
+  const choice = `${dtype} ${$str(quantization)}`, variant = variants[$require(choices[choice]?.[number], `${model.id} as ${choice} on ${number}`)];
+  const alone = $require(variant.ranks[tensor - 1], `${tensor} GPUs that share every layer`);
+  if (Array.isArray(alone)) throw new $UllageError(...alone);
+  return [{ bytes: pipeline === 1 ? alone : $stage_bytes(model, variant, tensor, pipeline, stage) }];
+};

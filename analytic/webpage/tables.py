@@ -15,6 +15,8 @@ from analytic.models.catalog import Entry, entries, load
 from analytic.models.geometry import Geometry
 from analytic.models.model import Model
 from analytic.models.packed import quantization_of, weight_bits
+from analytic.progress import showing
+from analytic.webpage.ranks import PACKED, vllm_table
 from analytic.weights import DTYPES, QUANTIZATIONS, ServedGroup, Weights, weigh
 
 OFFERED = (
@@ -33,9 +35,9 @@ _SIZES = ("each_bytes", "rounded_bytes", "warmup_bytes", "staging_bytes", "lefto
 def models(names: Iterable[str] | None = None) -> dict[str, Any]:
     """By catalogue name: what the page knows of each model; ``names`` leaves the others out."""
     wanted = None if names is None else set(names)
-    return {
-        entry.name: _model(entry, load(entry.name)) for entry in entries() if wanted is None or entry.name in wanted
-    }
+    found = [entry for entry in entries() if wanted is None or entry.name in wanted]
+    with showing("page", unit="models") as task:
+        return {entry.name: _model(entry, load(entry.name)) for entry in task.over(found)}
 
 
 def _model(entry: Entry, model: Model) -> dict[str, Any]:
@@ -49,8 +51,10 @@ def _model(entry: Entry, model: Model) -> dict[str, Any]:
         "active_parameters": model.active_parameters,
         "notes": model.notes,
         "native_format": model.native_format,
+        "config": [key for key in ("vision_config",) if key in model.config],
         "native_bits": None if native is None else weight_bits(native),
         "geometry": _geometry(model.geometry),
+        "vllm": vllm_table(model),
         **_weights(model),
     }
 
@@ -127,10 +131,11 @@ def _runs(layers: tuple[int, ...]) -> list[int]:
 
 def choices_of(model: Model) -> Iterator[tuple[str, str | None]]:
     """Serving dtypes with the formats that can be asked for in them: packed ones in the dtype that is published, or
-    in what is proposed in place of float32."""
+    in what is proposed in place of float32, and vLLM's in both of 16 bits, where it proposes them."""
     packed_in = {model.dtype, "bfloat16" if model.dtype == "float32" else None}
     for dtype in DTYPES:
-        for name in (None, "none", *CONVERTED, *(OFFERED if dtype in packed_in else ())):
+        packed = OFFERED if dtype in packed_in else PACKED if dtype != "float32" else ()
+        for name in (None, "none", *CONVERTED, *packed):
             yield dtype, name
 
 

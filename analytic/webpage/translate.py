@@ -115,7 +115,11 @@ class Program:
 
     def _constant(self, value: object, node: ast.expr, translator: Classes, seen: "partial[str]") -> str:
         """By its value; by its expression where functions are part of it."""
-        return translator.expression(node) if holds_callable(value) else literal(value, seen)
+        if not holds_callable(value):
+            return literal(value, seen)
+        if isinstance(node, ast.Tuple):
+            raise translator.fail(node, "functions that are unpacked")
+        return translator.expression(node)
 
     def refer(self, symbol: Symbol, node: ast.AST, module: Module) -> str:
         """The JavaScript name of what a module defines, seen from a module."""

@@ -13,7 +13,7 @@ from typing import Any
 from analytic.deployment import Deployment
 from analytic.engine_constants import EngineCalibration
 from analytic.engines.vllm.memory import defaults
-from analytic.engines.vllm.stages import Stage, stages
+from analytic.engines.vllm.stages import Stage, stage_of, stages
 from analytic.errors import UllageError, UsageError
 from analytic.hardware import Gpu, context_range
 from analytic.ledger import Component, Ledger, Part, Phase
@@ -192,8 +192,7 @@ def gpus_needed(asked: Deployment, capacity_bytes: int) -> Degrees | None:
                 return degrees
     for pipeline in range(2, len(asked.model.geometry.layers) + 1):
         degrees = Degrees(tensor=widest, pipeline=pipeline, data=asked.degrees.data)
-        needed = _charged_bytes(asked, degrees)
-        if needed is not None and needed <= capacity_bytes:
+        if _holds(replace(asked, degrees=degrees), capacity_bytes):
             return degrees
     return None
 
@@ -204,6 +203,15 @@ def _charged_bytes(asked: Deployment, degrees: Degrees) -> int | None:
         return max(row.charged.bytes for row in ledgers(replace(asked, degrees=degrees)))
     except UllageError:
         return None
+
+
+def _holds(asked: Deployment, capacity_bytes: int) -> bool:
+    """Whether each stage fits, those most likely not to asked first; False for degrees that cannot be."""
+    order = (0, *reversed(range(1, asked.degrees.pipeline)))
+    try:
+        return all(_ledger(asked, stage_of(asked, stage)).charged.bytes <= capacity_bytes for stage in order)
+    except UllageError:
+        return False
 
 
 def state_bytes_per_token(asked: Deployment) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from analytic.deployment import Deployment
-from analytic.engine_constants import EngineCalibration
+from analytic.engine_constants import Constant, EngineCalibration
 from analytic.engines.vllm.memory import VllmRun, activation_peak, cuda_graph_bytes, non_torch_bytes
 from analytic.flags import Flags
 from analytic.formats.table import itemsize
@@ -42,21 +42,26 @@ class Stage:
 
 def stages(asked: Deployment) -> tuple[Stage, ...]:
     """One a pipeline stage."""
-    flags = asked.flags
-    return _stages(
+    return tuple(stage_of(asked, stage) for stage in range(asked.degrees.pipeline))
+
+
+def stage_of(asked: Deployment, stage: int) -> Stage:
+    """One of them, by its pipeline rank."""
+    return _stage(
         asked.model,
         asked.dtype,
         asked.request.weight_format,
         asked.request.kv_cache_dtype,
         asked.gpu,
         asked.degrees,
-        flags,
+        asked.flags,
         asked.constants,
+        stage,
     )
 
 
 @lru_cache(maxsize=4096)
-def _stages(
+def _stage(
     model: Model,
     dtype: str,
     quantization: str | None,
@@ -65,12 +70,39 @@ def _stages(
     degrees: Degrees,
     flags: Flags,
     constants: EngineCalibration | None,
-) -> tuple[Stage, ...]:
+    stage: int,
+) -> Stage:
+    assert flags.max_num_batched_tokens is not None
+    assert flags.block_size is not None
+    run = _run(dtype, quantization, gpu, degrees, flags)
+    beside = _beside(model, run, gpu, constants)
+    span = pipeline_spans(len(model.geometry.layers), degrees.pipeline)[stage]
+    capability = _kernels(run, model)
+    return Stage(
+        span=span,
+        weights_bytes=_weights(model, dtype, quantization, capability, degrees, run.enable_expert_parallel, stage),
+        activations=beside.activations,
+        moment=beside.moment,
+        graphs=beside.graphs,
+        non_torch=beside.non_torch,
+        pool=_pool(
+            model,
+            span,
+            dtype,
+            kv_cache_dtype,
+            flags.block_size,
+            degrees.tensor,
+            flags.max_num_batched_tokens,
+            flags.enable_prefix_caching,
+        ),
+    )
+
+
+def _run(dtype: str, quantization: str | None, gpu: Gpu | None, degrees: Degrees, flags: Flags) -> VllmRun:
     assert flags.max_num_batched_tokens is not None
     assert flags.max_num_seqs is not None
     assert flags.max_model_len is not None
-    assert flags.block_size is not None
-    run = VllmRun(
+    return VllmRun(
         dtype=dtype,
         tensor_parallel_size=degrees.tensor,
         pipeline_parallel_size=degrees.pipeline,
@@ -83,37 +115,29 @@ def _stages(
         quantization=quantization,
         capability=gpu.capability if gpu else None,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Beside:
+    """What is beside weights and cache, alike on all stages."""
+
+    activations: Quantity
+    moment: str
+    graphs: Quantity
+    non_torch: Quantity
+
+
+@lru_cache(maxsize=4096)
+def _beside(model: Model, run: VllmRun, gpu: Gpu | None, constants: EngineCalibration | None) -> _Beside:
     activations, moment = activation_peak(model, run)
     graphs = cuda_graph_bytes(model, run)
     non_torch = non_torch_bytes(run, gpu)
     if constants is not None:
         activations = constants.applied("activations", activations)
         graphs = constants.applied("graphs", graphs)
-        non_torch = constants.applied("libraries" if degrees.tensor == 1 else "libraries-several", non_torch)
-    spans = pipeline_spans(len(model.geometry.layers), degrees.pipeline)
-    return tuple(
-        Stage(
-            span=span,
-            weights_bytes=_weights(
-                model, dtype, quantization, _kernels(run, model), degrees, run.enable_expert_parallel, stage
-            ),
-            activations=activations,
-            moment=moment,
-            graphs=graphs,
-            non_torch=non_torch,
-            pool=_pool(
-                model,
-                span,
-                dtype,
-                kv_cache_dtype,
-                flags.block_size,
-                degrees.tensor,
-                flags.max_num_batched_tokens,
-                flags.enable_prefix_caching,
-            ),
-        )
-        for stage, span in enumerate(spans)
-    )
+        libraries: Constant = "libraries" if run.tensor_parallel_size == 1 else "libraries-several"
+        non_torch = constants.applied(libraries, non_torch)
+    return _Beside(activations=activations, moment=moment, graphs=graphs, non_torch=non_torch)
 
 
 def _kernels(run: VllmRun, model: Model) -> tuple[int, int] | None:
