@@ -20,7 +20,7 @@ from analytic.hardware import Gpu, find_gpu, parse_gpu
 from analytic.ledger import Ledger
 from analytic.models.model import Model
 from analytic.models.packed import quantization_of, weight_bits
-from analytic.parallel import Degrees, degrees
+from analytic.parallel import Degrees, Kind, degrees
 from analytic.quantity import GiB
 from analytic.request import LARGEST, Request, serving_dtype
 from analytic.rule import BITS, Rule, apply_rule
@@ -142,7 +142,7 @@ class Estimate:
     @cached_property
     def weights(self) -> Weights:
         """The weights in detail, as the checkpoint has them."""
-        return weigh(self.model, dtype=self.dtype, quantization=self.request.weight_format)
+        return weigh(self.model, dtype=self.dtype, quantization=_made(self.request))
 
     @property
     def sequence_state_bytes_per_token(self) -> int:
@@ -364,12 +364,21 @@ def _device(gpu: str | Gpu | None, gpus: int | None) -> tuple[Gpu | None, int | 
     return (find_gpu(gpu) if isinstance(gpu, str) else gpu), gpus
 
 
+def _made(request: Request) -> str | None:
+    """The format that the weights take, where the engine has a name of its own for it."""
+    if request.engine != "vllm" or request.weight_format is None:
+        return request.weight_format
+    from analytic.loaded.vllm import ONLINE
+
+    return ONLINE.get(request.weight_format, request.weight_format)
+
+
 def _bits(model: Model, request: Request, dtype: str) -> int:
     """Bits of a weight, as someone would put them into the rule."""
     if request.quantization in QUANTIZATIONS:
         return 8 if request.quantization == "bnb-int8" else 4
     if is_packing(request.quantization):
-        return find_preset(str(request.quantization))[0].scheme.weight_bits
+        return find_preset(str(_made(request)))[0].scheme.weight_bits
     if request.quantization is None and (native := quantization_of(model.config)):
         weights = weigh(model, dtype=dtype, quantization=None).bytes
         return weight_bits(native) or ceil(8 * weights / model.parameters)
@@ -414,11 +423,16 @@ def _changes(answer: Estimate) -> Iterator[tuple[str, Deployment]]:
         yield f"--prompt-tokens {prompt}", asked.asking(prompt_tokens=prompt)
     needed = answer.needed
     if needed is not None and needed.gpus > answer.gpus and answer.gpu:
-        several = replace(asked, degrees=needed)
-        if answer.gpu.kind != "custom":
-            yield f"--gpu {answer.gpu.name}:{needed.gpus}", several
-        else:
-            yield f"--pipeline-parallel-size {needed.gpus}", several
+        yield _several(answer.gpu, needed, answer.engine.REST), replace(asked, degrees=needed)
+
+
+def _several(gpu: Gpu, needed: Degrees, rest: Kind) -> str:
+    """Flags of so many GPUs; how they share the work where the number alone would mean something else."""
+    named = [] if gpu.kind == "custom" else [f"--gpu {gpu.name}:{needed.gpus}"]
+    if named and degrees(needed.gpus, rest=rest) == needed:
+        return named[0]
+    sizes = (("tensor", needed.tensor), ("pipeline", needed.pipeline))
+    return " ".join([*named, *(f"--{kind}-parallel-size {size}" for kind, size in sizes if size > 1)])
 
 
 def _warnings(answer: Estimate) -> Iterator[str]:

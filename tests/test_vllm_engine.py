@@ -101,6 +101,27 @@ def test_the_fewest_gpus_are_found_in_a_node_first() -> None:
     assert any(lever.change == "--gpu h100-80gb:2" and lever.fits for lever in answer.levers)
 
 
+def test_a_lever_of_stages_names_how_the_gpus_share_the_work() -> None:
+    answer = analytic.estimate("llama-3.1-405b", engine="vllm", gpu="h100-80gb:4")
+    (lever,) = (lever for lever in answer.levers if lever.change.startswith("--gpu"))
+    assert lever.change == "--gpu h100-80gb:16 --tensor-parallel-size 8 --pipeline-parallel-size 2"
+    same = analytic.estimate(
+        "llama-3.1-405b", engine="vllm", gpu="h100-80gb:16", tensor_parallel_size=8, pipeline_parallel_size=2
+    )
+    assert same.fullest.device.bytes == lever.device_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("fp8_per_block", "fp8-128x128"), ("fp8_per_tensor", "fp8-tensor"), ("fp8_per_channel", "ct-fp8-channel")],
+)
+def test_what_vllm_quantises_while_it_loads_is_told_by_format(name: str, made: str) -> None:
+    answer = analytic.estimate("llama-3.1-8b", engine="vllm", gpu="h100-80gb", quantization=name)
+    matrices = 32 * (4096 * 4096 * 2 + 2 * 1024 * 4096 + 3 * 14336 * 4096)  # a byte an element, and scales
+    assert matrices < answer.weights.by_format[made] < matrices * 1.001
+    assert answer.rule_of_thumb.bits == 8
+
+
 def test_stages_are_of_the_widest_tensor_degree_that_can_be() -> None:
     answer = analytic.estimate("qwen2.5-7b", engine="vllm", gpu="t4", dtype="float16", batch_size=800)
     assert answer.needed is not None

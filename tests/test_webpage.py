@@ -1,6 +1,7 @@
 """The page answers as the command does, sends nothing, and can be used by keyboard, on a phone and without sight."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from browser import axe, chromium
+from filelock import FileLock
 from playwright.sync_api import Browser, Page
 
 from analytic.calibration import Calibration, Environment, Residual, Term
@@ -52,7 +54,13 @@ UNLIMITED = "#model=qwen3-30b-a3b&gpu=&dtype=float16"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("site"))
+    """Built once, also where several processes test it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / "site.lock"):
+        made = shared / "site" / "index.html"
+        return made if made.exists() else write(made.parent)
 
 
 @pytest.fixture(scope="module")

@@ -237,10 +237,10 @@ const $changed = (change) => {
   if (count !== null) state.set("gpus", count);
   return Number(count) > $MOST_GPUS ? null : `#${state}`;
 };
-// More GPUs than share every layer of vLLM are stages of a pipeline, which the page does not offer.
+// Stages of vLLM's pipeline have flags of their own, which the page does not offer.
 const $lever = (answer, lever) => {
-  const words = $say.lever_words(lever), isPipeline = answer.request.engine === "vllm" && answer.needed?.pipeline > 1;
-  const address = isPipeline && lever.change.startsWith("--gpu ") ? null : $changed(lever.change);
+  const words = $say.lever_words(lever);
+  const address = /-parallel-size /.test(lever.change) ? null : $changed(lever.change);
   if (address === null) return [words];
   return [$h("a", { href: address }, lever.change), words.slice(lever.change.length)];
 };
