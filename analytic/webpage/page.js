@@ -95,6 +95,7 @@ const $share = (text) => {
 const $refuse = (field, message, hint) => { throw Object.assign(new $UsageError(message, hint), { field }); };
 
 const $question = () => {
+  if ($misread !== null) $refuse(...$misread, "choose what is meant");
   const name = $on("model").value.trim();
   const model = $names.get(name.toLowerCase()) ?? $refuse("model", `${name || "no model"} is not in the catalogue`, "choose one of the list, or ask the command: it reads any model of the Hub");
   const format = new URLSearchParams($on("format").value);
@@ -138,15 +139,24 @@ const $formatIn = (state) => {
   }
   return value;
 };
+// What an address asks for and the page cannot: nothing is answered in its place until a control is changed.
+let $misread = null;
+const $putControl = (id, value) => {
+  $on(id).value = value;
+  if ($on(id).selectedIndex !== -1) return;
+  $on(id).value = $CONTROLS[id];
+  $misread ??= [id, `the address asks for ${id} '${value}', which is not known`];
+};
 const $restore = () => {
   const state = new URLSearchParams(location.hash.slice(1));
-  for (const [id, usual] of Object.entries($CONTROLS)) {
-    $on(id).value = state.get(id) ?? usual;
-    if ($on(id).selectedIndex < 0) $on(id).value = usual;
-  }
+  $misread = null;
+  for (const [id, usual] of Object.entries($CONTROLS)) if (id !== "format") $putControl(id, state.get(id) ?? usual);
   $turnTo($engine());
-  $on("format").value = $formatIn(state);
-  if ($on("format").selectedIndex < 0) $on("format").value = $CONTROLS.format;
+  $putControl("format", $formatIn(state));
+  for (const key of state.keys()) {
+    const isKnown = $FORMAT.includes(key) || (key !== "format" && Object.hasOwn($CONTROLS, key) && $isOffered(key));
+    if (!isKnown) $misread ??= ["model", `the address asks for '${key}', which is not known to ${$engine()}`];
+  }
   if ($RARE.some((id) => state.has(id) && $isOffered(id))) $on("more").open = true;
 };
 const $keep = () => {
@@ -334,7 +344,7 @@ const $start = async () => {
   $furnish();
   $restore();
   $on("engine").addEventListener("input", () => $turnTo($engine()));
-  $on("asked").addEventListener("input", $ask);
+  $on("asked").addEventListener("input", () => { $misread = null; $ask(); });
   $on("asked").addEventListener("change", $keep);
   $on("model").addEventListener("focus", () => $on("model").select());
   $on("asked").addEventListener("submit", (event) => event.preventDefault());
