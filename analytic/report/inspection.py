@@ -13,7 +13,7 @@ from analytic.loaded import Loaded
 from analytic.models.inventory import TensorGroup
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
-from analytic.report.parts import Table
+from analytic.report.table import Table
 from analytic.report.terminal import print_table
 from analytic.weights import ServedGroup
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from analytic.models.catalog import Entry
 from analytic.report import SCHEMA_VERSION
-from analytic.report.parts import Table
+from analytic.report.table import Table
 from analytic.report.terminal import print_table
 
 

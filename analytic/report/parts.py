@@ -4,22 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analytic.quantity import Basis
+from analytic.report import Status as Status
+from analytic.report.table import Table as Table
 from analytic.waterfall import Step as Step
-
-Status = Literal["fits", "tight", "no"]
-"""Fits at both bounds; only within the bounds of error; does not, even at the low bound."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Cells as they are read."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1
-    """Columns from the left that hold words; the others hold numbers. -1: all hold words."""
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from analytic.quantity import GiB
 from analytic.report import SCHEMA_VERSION
-from analytic.report.parts import Table
+from analytic.report.table import Table
 from analytic.report.terminal import print_table
 
 if TYPE_CHECKING:

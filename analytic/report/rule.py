@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from analytic.report import SCHEMA_VERSION
-from analytic.report.parts import Table
+from analytic.report.table import Table
 from analytic.report.terminal import print_table
 from analytic.rule import Rule, published_misprint
 

@@ -1,8 +1,9 @@
 """What is said of an estimate in words, wherever it is shown."""
 
 from analytic.estimator import Estimate, Lever
+from analytic.ledger import Ledger
 from analytic.quantity import GiB, Quantity
-from analytic.report.parts import Status
+from analytic.report import Status
 
 
 def assumptions(answer: Estimate) -> str:
@@ -61,6 +62,12 @@ def cells(quantity: Quantity) -> tuple[str, str, str, str]:
     exact = quantity.low_bytes == quantity.high_bytes
     low, high = ("", "") if exact else (gib(quantity.low_bytes), gib(quantity.high_bytes))
     return gib(quantity.bytes), low, high, quantity.basis
+
+
+def split_cells(row: Ledger) -> tuple[str, str, str]:
+    """A GPU's layers, and its weights and all of it in GiB."""
+    layers = "all" if row.layers is None else f"{row.layers[0]}–{row.layers[1] - 1}"
+    return layers, gib(row.components["weights"].bytes), gib(row.device.bytes)
 
 
 def gib(count: int) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from analytic.report.parts import Table
+from analytic.report.table import Table
 
 _GAPS = (2, 1)
 """Columns of a terminal between two of the table: one where the words would fold with two."""
