@@ -496,7 +496,8 @@ def _engine_logs(
             for log in task.over(logs)
             for run in read_log(log)
         )
-    compared = Compared(besides=found, fitted=fit(found) if shown.output else None)
+    is_fitted = shown.keeps_record or (bool(shown.output) and any(row.run.engine == "vllm" for row in found))
+    compared = Compared(besides=found, fitted=fit(found) if is_fitted else None)
     shown.show(compared, "analytic.report.starts", make_folder=True)
     return 0
 

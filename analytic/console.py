@@ -65,6 +65,11 @@ class Shown:
             raise UsageError("--json and --markdown contradict each other", hint="give one; -o writes files beside it")
         _require_names(self.output)
 
+    @property
+    def keeps_record(self) -> bool:
+        """Whether a JSON file is written."""
+        return any(_writer(name) is _record for name in self.output)
+
     def show(self, answer: object, view: str, *, make_folder: bool = False, **details: bool) -> None:
         """Print ``answer``, and write what was asked for; ``view`` is the module that shows it.
 
@@ -158,6 +163,11 @@ def _record(answer: object, module: Any) -> str:
 _WRITERS = {".html": _html, ".htm": _html, ".md": _markdown, ".markdown": _markdown}
 """By the suffix of a file; all others hold JSON."""
 
+
+def _writer(name: str) -> Callable[[object, Any], str]:
+    return _WRITERS.get(Path(name).suffix.lower(), _record)
+
+
 _PICTURES = (".svg", ".png", ".pdf", ".jpg", ".jpeg")
 
 _OTHERS = (".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".txt", ".rst", ".tex", ".xlsx")
@@ -179,7 +189,7 @@ def _write_files(answer: object, module: Any, output: Sequence[str], *, make_fol
     from analytic.writing import write_text
 
     for name in output:
-        writer = _WRITERS.get(Path(name).suffix.lower(), _record)
+        writer = _writer(name)
         if writer is not _record and not hasattr(module, "report"):
             raise UsageError(f"--output: {name}: this command writes JSON alone", hint="write -o answer.json")
         write_text(Path(name), writer(answer, module), make_folder=make_folder)

@@ -15,6 +15,7 @@ from analytic.report import plan as shown_plan
 from analytic.report.command import command_of
 from analytic.report.markdown import markdown
 from analytic.report.parts import FormatMap, HeatMap, StackedBars, Waterfall
+from analytic.request import LARGEST
 from analytic.waterfall import waterfall
 
 SETTINGS = [
@@ -82,6 +83,7 @@ def test_the_rule_is_right_and_what_the_guide_prints_is_said() -> None:
         ("llama-3.1-8b", {"gpu": "l4"}),
         ("qwen3-30b-a3b", {"gpu": "h100-80gb", "engine": "vllm"}),
         ("llama-3.1-8b", {"gpu": "rtx-4090", "engine": "llamacpp", "quantization": "Q4_K_M"}),
+        ("llama-2-70b", {"gpu": "h100-80gb:2", "device_map": "sequential"}),
         ("llama-3.1-70b", {"gpu": "h100-80gb:4", "prompt_tokens": 3000, "output_tokens": 100, "batch_size": 3}),
     ],
 )
@@ -97,6 +99,12 @@ def test_a_cell_of_the_budget_is_the_estimate_of_its_request(model: str, flags: 
             own = estimate(model, **asked)
             expected = "tight" if not own.is_certain else "fits" if own.fits else "no"
             assert found.cells[row][column] == expected, (tokens, sequences)
+
+
+def test_the_longest_prompt_has_a_budget() -> None:
+    found = budget_map(estimate("llama-3.1-8b", gpu="l4", prompt_tokens=LARGEST["prompt_tokens"]))
+    assert found is not None
+    assert found.cells[found.contexts.index(found.asked[0])][0] == "no"
 
 
 def test_no_gpu_no_budget() -> None:
@@ -161,7 +169,7 @@ def test_the_map_of_a_plan_has_the_best_of_each_gpu_and_format() -> None:
                 assert spot.text.startswith(str(fewest))
             else:
                 assert spot is not None
-                assert spot.status == "no"
+                assert spot.status == ("no" if all(option.is_certain for option in own) else "tight")
                 assert "short" in spot.text
 
 

@@ -12,6 +12,7 @@ from command_line import ullage
 
 from analytic.errors import UllageError, UsageError
 from analytic.estimator import run
+from analytic.flags import Flags
 from analytic.hardware import find_gpu, gpus
 from analytic.loaded.vllm import ONLINE
 from analytic.models import catalog
@@ -63,6 +64,22 @@ def estimate_of(option: Option, context: int, concurrency: int) -> Any:
     if flags.max_model_len is not None:
         flags = replace(flags, max_model_len=context)
     return run(option.asked.model, request, flags=flags, gpu=option.gpu, gpus=option.degrees.gpus)
+
+
+def test_modules_that_are_placed_by_memory_are_planned_on_each_gpu() -> None:
+    found = plan(
+        catalog.load("llama-2-13b"),
+        Request(),
+        gpus=map(find_gpu, ("l4", "rtx-4090", "a100-80gb")),
+        question=replace(SMALL, counts=(2,)),
+        flags=Flags(device_map="sequential"),
+    )
+    assert {(option.gpu.name, option.quantization) for option in found.options} >= {("l4", None), ("a100-80gb", None)}
+    for option in found.options:
+        for row, context in zip(option.matrix(3), SMALL.contexts, strict=True):
+            for cell, concurrency in zip(row, SMALL.concurrencies, strict=True):
+                answer = estimate_of(option, context, concurrency)
+                assert cell == ("tight" if not answer.is_certain else "fits" if answer.fits else "no")
 
 
 def test_used_and_left_are_those_of_the_estimate() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import ullage
 from made import SYNTHETIC, made_up
 from start_banners import banner, starts
 from test_calibrate import CONSTANTS, MIB, campaign
@@ -350,3 +351,19 @@ def test_every_figure_says_what_it_assumes_what_it_stands_on_and_what_it_shows(f
 def followed_by_a_table(figure: Figure, report: Report) -> bool:
     rest = report.blocks[report.blocks.index(figure) + 1 :]
     return any(isinstance(block, Table) for block in rest)
+
+
+def test_logs_without_constants_to_fit_have_a_report_and_no_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, page, record = tmp_path / "llama.log", tmp_path / "report.html", tmp_path / "constants.json"
+    log.write_text(
+        "print_info: file type   = Q4_K - Medium\nload_tensors:        CUDA0 model buffer size =  4403.50 MiB\n"
+    )
+    asked = ("calibrate", "--engine-log", str(log), "--model", "llama-3.1-8b")
+    assert ullage(*asked, "-o", str(page), capsys=capsys)[0] == 0
+    assert "Constants that were fitted" not in page.read_text()
+    code, _, error = ullage(*asked, "-o", str(record), capsys=capsys)
+    assert code == 1
+    assert "no constants to fit" in error
+    assert not record.exists()

@@ -1,7 +1,7 @@
 """What deployments need on a kind of GPU, computed once, and the room that each GPU has."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -75,13 +75,26 @@ def workload(request: Request, context: int, concurrency: int, output_tokens: in
     return replace(request, prompt_tokens=max(1, context - output), output_tokens=output, batch_size=concurrency)
 
 
+def kind_of(asked: Deployment) -> Hashable:
+    """What has the same needs is of one kind: a GPU's memory matters where modules are placed by it."""
+    assert asked.gpu is not None
+    kind = asked.gpu if _is_placed(asked) else find_engine(asked.request.engine).kind(asked.gpu)
+    return kind, asked.flags, asked.request
+
+
+def _is_placed(asked: Deployment) -> bool:
+    return asked.flags.device_map is not None
+
+
 class Needs:
     """Needs of one deployment on one kind of GPU, computed once: a row a context, each as far as some GPU has room."""
 
     def __init__(self, asked: Deployment, question: Question, most_bytes: int) -> None:
         assert asked.gpu is not None
         self.gpu = asked.gpu
-        self._asked = replace(asked, gpu=replace(asked.gpu, total_bytes=_LIMITLESS_BYTES))
+        self._asked = asked
+        if not _is_placed(asked):
+            self._asked = replace(asked, gpu=replace(asked.gpu, total_bytes=_LIMITLESS_BYTES))
         self._output_tokens = question.output_tokens
         self.rows = [self._row(context, question.concurrencies, most_bytes) for context in question.contexts]
         self.target = self._need(question.target_context, question.target_concurrency)

@@ -17,7 +17,7 @@ from analytic.hardware import Gpu
 from analytic.models.geometry import MixtureOfExperts
 from analytic.models.model import Model
 from analytic.parallel import Degrees
-from analytic.plans.needs import Needs, Room, held_of, shift_of, workload
+from analytic.plans.needs import Needs, Room, held_of, kind_of, shift_of, workload
 from analytic.plans.options import Option, Plan, Refused, order_of
 from analytic.plans.question import Question, formats_of
 from analytic.progress import showing
@@ -120,7 +120,6 @@ def _try(
     prices: Mapping[str, float],
 ) -> tuple[list[Option], list[Refused]]:
     """One format and one way to share the work, on every kind of GPU."""
-    engine = find_engine(request.engine)
     by_kind: dict[Hashable, Needs | UllageError] = {}
     options: list[Option] = []
     refused: list[Refused] = []
@@ -129,7 +128,7 @@ def _try(
     for gpu in gpus:
         try:
             asked = deploy(model, target, flags=flags, gpu=gpu, gpus=_count(request.engine, flags))
-            kind = (engine.kind(gpu), asked.flags, asked.request)
+            kind = kind_of(asked)
             if kind not in by_kind:
                 by_kind[kind] = _needs(asked, question, most)
             needs = by_kind[kind]

@@ -26,6 +26,9 @@ FORMATS: Mapping[str, tuple[str | None, ...]] = {
 """Formats that are tried by default; None is as published."""
 
 
+_LONGEST = LARGEST["prompt_tokens"] + LARGEST["output_tokens"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
     """What a plan is asked."""
@@ -47,9 +50,9 @@ class Question:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         for name, values, most in (
-            ("target-context", (self.target_context,), LARGEST["prompt_tokens"]),
+            ("target-context", (self.target_context,), _LONGEST),
             ("target-concurrency", (self.target_concurrency,), LARGEST["batch_size"]),
-            ("contexts", self.contexts, LARGEST["prompt_tokens"]),
+            ("contexts", self.contexts, _LONGEST),
             ("concurrencies", self.concurrencies, LARGEST["batch_size"]),
             ("gpus", self.counts, 4096),
             ("node-gpus", (self.node_gpus,), 4096),

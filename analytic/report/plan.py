@@ -12,7 +12,7 @@ from analytic.engines.engine import find_engine
 from analytic.plans.options import Cell, Option, Plan
 from analytic.plans.question import formats_of
 from analytic.quantity import Basis
-from analytic.report import SCHEMA_VERSION
+from analytic.report import SCHEMA_VERSION, Status
 from analytic.report.blocks import heat_map, ledger_bars
 from analytic.report.command import command_of
 from analytic.report.parts import Block, FormatMap, Lines, Report, Spot, Table
@@ -100,7 +100,7 @@ def report(found: Plan) -> Report:
         title=f"{found.model.id}: which GPUs hold it",
         assumptions=f"{_asked(found)}.",
         headline=sentence("; ".join(_answers(found))) + ".",
-        status="no" if best is None else "fits" if best.is_certain else "tight",
+        status=_status(best or max(found.options, key=lambda option: option.headroom_bytes)),
         blocks=(_map(found), _shortlist(found), *(_best(best, found) if best else ()), *_impossible(found)),
         command=None if best is None else command_of(best.answer),
     )
@@ -118,7 +118,7 @@ def _map(found: Plan) -> FormatMap:
     rows = ((gpu, *("–" if spot is None else spot.text for spot in row)) for gpu, row in zip(gpus, spots, strict=True))
     return FormatMap(
         name="gpus-and-formats",
-        title="The fewest GPUs that hold it, and how they share the work",
+        title="The best of each kind of GPU and format: how many, and how they share the work",
         assumptions=f"{_asked(found)}.",
         basis=(("what the fullest GPU is charged, against what may be used of it", _weakest(found)),),
         description=f"{len(gpus)} kinds of GPU and {len(formats)} formats; the cells are in the table.",
@@ -139,10 +139,12 @@ def _weakest(found: Plan) -> Basis:
 
 
 def _spot(option: Option) -> Spot:
-    if not option.fits:
-        return Spot(status="no", text=f"{_short(option)}: {gib(-option.headroom_bytes)} GiB short")
-    left = f"{_short(option)}: {gib(option.headroom_bytes)} GiB left"
-    return Spot(status="fits" if option.is_certain else "tight", text=left)
+    room = f"{gib(abs(option.headroom_bytes))} GiB {'left' if option.fits else 'short'}"
+    return Spot(status=_status(option), text=f"{_short(option)}: {room}")
+
+
+def _status(option: Option) -> Status:
+    return "tight" if not option.is_certain else "fits" if option.fits else "no"
 
 
 def _short(option: Option) -> str:
